@@ -1,0 +1,72 @@
+"""`python -m app`: serve in the foreground, until SIGINT or SIGTERM."""
+
+import logging
+import socket
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+
+import uvicorn
+from pymongo.errors import PyMongoError
+
+from app.config import Settings, load_settings
+from app.database.client import connect
+from app.database.embedded import EmbeddedMongo, EmbeddedMongoError
+from app.errors import SettingsError
+from app.main import create_app
+
+BACKLOG = 2048
+
+
+class StartError(Exception):
+    """The service can't start; the text says what to do."""
+
+
+def main() -> None:
+    """Serve; where that can't be, say why in one line and exit with status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve(load_settings())
+    except (SettingsError, EmbeddedMongoError, StartError) as error:
+        sys.exit(f"cryptoticker: {error}")
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop. Raises StartError or EmbeddedMongoError if something stands in the way."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings))
+        if not settings.mongo_url:
+            mongo = stack.enter_context(EmbeddedMongo(settings.data_dir / "mongo"))
+            settings = replace(settings, mongo_url=mongo.url)
+        _check_database(settings)
+        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, server_header=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Take the port before anything else is started: a taken one should cost nobody a database."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise StartError(
+            f"can't listen on {settings.host}:{settings.port} ({error.strerror}). "
+            "Stop what uses that port, or set HOST and PORT to another address."
+        ) from error
+
+
+def _check_database(settings: Settings) -> None:
+    client = connect(settings.mongo_url)
+    try:
+        client.admin.command("ping")
+    except PyMongoError as error:
+        raise StartError(
+            f"no MongoDB answers at MONGO_URL ({type(error).__name__}). Start it, correct MONGO_URL in .env, "
+            "or leave MONGO_URL empty to run an embedded one."
+        ) from error
+    finally:
+        client.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Handing one mail to a mail server over smtplib, and saying whose fault it is when that fails."""
+
+import contextlib
+import smtplib
+import ssl
+import time
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Protocol
+
+from app.config import Settings
+from app.errors import MailServerError, RecipientDeferredError, RecipientRefusedError
+
+TIMEOUT_SECONDS = 8.0
+"""For each step of the conversation."""
+STEPS = 6
+"""Answers that one mail waits for at most on a kept connection: NOOP, MAIL, RCPT, DATA, the mail itself, RSET."""
+IDLE_SECONDS = 5.0
+"""A connection that was idle for longer is asked for a sign of life before it gets a mail."""
+MAILS_PER_CONNECTION = 50
+"""Providers cap it, mostly without saying where: reconnecting this often stays below the caps that are known."""
+
+TEMPORARY_5YZ = ("5.4.5", "5.2.2")
+"""Refusals that are permanent by their code and clear up all the same: Gmail's daily quota, a full mailbox."""
+
+
+class Mailer(Protocol):
+    """Where mails go."""
+
+    def deliver(self, message: EmailMessage) -> None:
+        """Return once the mail is accepted for its one recipient. Raises a MailError otherwise."""
+
+    def close(self) -> None:
+        """Let go of any connection."""
+
+
+def connect_mailer(settings: Settings) -> Mailer:
+    """Return the mailer that the settings describe; it connects when first used."""
+    if settings.smtp_host:
+        return SmtpMailer(settings)
+    return FileMailer(settings.data_dir / "outbox")
+
+
+class FileMailer:
+    """Without a mail server: each mail becomes a file that any mail program opens."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def deliver(self, message: EmailMessage) -> None:
+        """Write `<Message-ID>.eml`; the same mail again replaces its own file."""
+        name = message["Message-ID"].strip("<>").partition("@")[0]
+        part = self._folder / f"{name}.part"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(bytes(message))
+            part.rename(part.with_suffix(".eml"))
+        except OSError as error:
+            raise MailServerError(f"could not write to {self._folder}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class SmtpMailer:
+    """One kept connection to a mail server; belongs to one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._smtp: smtplib.SMTP | None = None
+        self._last_used = 0.0
+        self._mails = 0
+
+    def deliver(self, message: EmailMessage) -> None:
+        """Send one mail to its one recipient.
+
+        A kept connection may have died unnoticed, so a hang-up there is answered by one try on a fresh one. (If the
+        server had taken the mail just before, it arrives twice, under one Message-ID.)
+
+        Raises RecipientRefusedError or RecipientDeferredError for a verdict on this mail, MailServerError for
+        everything else.
+        """
+        kept = self._is_alive()
+        try:
+            self._send(message)
+        except smtplib.SMTPServerDisconnected as error:
+            if not kept:
+                raise MailServerError(f"the mail server hung up: {error}") from error
+            self._send_on_fresh_connection(message)
+
+    def close(self) -> None:
+        """Say goodbye, if the server still listens."""
+        if self._smtp is not None:
+            with contextlib.suppress(smtplib.SMTPException, OSError):
+                self._smtp.quit()
+        self._drop()
+
+    def _send_on_fresh_connection(self, message: EmailMessage) -> None:
+        self._drop()
+        try:
+            self._send(message)
+        except smtplib.SMTPServerDisconnected as error:
+            raise MailServerError(f"the mail server hung up: {error}") from error
+
+    def _send(self, message: EmailMessage) -> None:
+        smtp = self._smtp or self._connect()
+        try:
+            smtp.send_message(message)
+        except smtplib.SMTPServerDisconnected:
+            self._drop()
+            raise
+        except smtplib.SMTPRecipientsRefused as error:
+            raise _verdict(*next(iter(error.recipients.values()))) from error
+        except smtplib.SMTPDataError as error:
+            raise _verdict(error.smtp_code, error.smtp_error) from error
+        except smtplib.SMTPNotSupportedError as error:
+            raise RecipientRefusedError(f"the mail server can't write to this address: {error}") from error
+        except (smtplib.SMTPException, OSError) as error:
+            self._drop()
+            raise MailServerError(describe(error)) from error
+        finally:
+            self._last_used = time.monotonic()
+        self._mails += 1
+        if self._mails >= MAILS_PER_CONNECTION:
+            self.close()
+
+    def _is_alive(self) -> bool:
+        """Tell whether there is a kept connection worth trying; one that fell silent is dropped."""
+        if self._smtp is None:
+            return False
+        if time.monotonic() - self._last_used > IDLE_SECONDS:
+            try:
+                self._smtp.noop()
+            except (smtplib.SMTPException, OSError):
+                self._drop()
+        return self._smtp is not None
+
+    def _connect(self) -> smtplib.SMTP:
+        try:
+            self._smtp = self._open()
+        except (smtplib.SMTPException, OSError) as error:
+            self._drop()
+            raise MailServerError(describe(error)) from error
+        self._mails = 0
+        return self._smtp
+
+    def _open(self) -> smtplib.SMTP:
+        settings = self._settings
+        # Without an explicit context smtplib would not verify the server's certificate.
+        context = ssl.create_default_context()
+        smtp: smtplib.SMTP
+        if settings.smtp_security == "tls":
+            smtp = smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=TIMEOUT_SECONDS, context=context)
+        else:
+            smtp = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=TIMEOUT_SECONDS)
+        self._smtp = smtp  # from here on it is dropped if a step fails
+        if settings.smtp_security == "starttls":
+            smtp.starttls(context=context)
+        if settings.smtp_user:
+            smtp.login(settings.smtp_user, settings.smtp_password)
+        return smtp
+
+    def _drop(self) -> None:
+        if self._smtp is not None:
+            self._smtp.close()
+        self._smtp = None
+
+
+def describe(error: Exception) -> str:
+    """The mail server's own words where it said any. Never holds credentials."""
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return f"the mail server refused SMTP_USER and SMTP_PASSWORD: {_words(error.smtp_code, error.smtp_error)}"
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"the mail server answered {_words(error.smtp_code, error.smtp_error)}"
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return f"the mail server does not support what SMTP_SECURITY or SMTP_USER ask for: {error}"
+    return f"the mail server can't be reached: {type(error).__name__}: {error}"
+
+
+def _verdict(code: int, words: bytes | str) -> RecipientRefusedError | RecipientDeferredError | MailServerError:
+    """What an answer to RCPT or DATA means for this recipient: RFC 5321, section 4.2.1, and the known exceptions."""
+    text = _words(code, words)
+    if code == 421:
+        return MailServerError(f"the mail server is closing: {text}")
+    if 500 <= code <= 599 and not any(enhanced in text for enhanced in TEMPORARY_5YZ):
+        return RecipientRefusedError(text)
+    return RecipientDeferredError(text)
+
+
+def _words(code: int, words: bytes | str) -> str:
+    text = words.decode(errors="replace") if isinstance(words, bytes) else words
+    return f"{code} {' '.join(text.split())}"[:500]

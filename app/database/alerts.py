@@ -1,0 +1,136 @@
+"""Queries of the web side on `alerts`. Each one is scoped to one user (invariant 8).
+
+An alert: `{_id, user_id, email, status, symbol, coin_id, direction, directions, touch, target, currentPrice,
+created_at, triggered_at, triggered_price, triggered_source, fired_at, deleted_at, notification, unsettled?}`.
+
+`directions` lists those that the alert may still fire in: both until the first price settles it. `triggered_at` is
+when the market touched the target, `fired_at` when this service noticed. `notification` is the alert's place in the
+outbox: see `notifications.py`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from bson import ObjectId
+from pymongo import DESCENDING, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from app.database.client import LIVE, AsyncDB, Document
+from app.errors import ConflictError, NotFoundError
+from app.models import AlertStatus, Direction
+
+NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
+
+
+def new_alert(
+    *,
+    user_id: ObjectId,
+    email: str,
+    coin: Document,
+    target: float,
+    direction: Direction | None,
+    touch: bool,
+    current_price: float | None,
+    now: datetime,
+) -> Document:
+    """Return an alert that is not stored yet. Without `current_price` it waits for the first price to settle it."""
+    alert: Document = {
+        "_id": ObjectId(),
+        "user_id": user_id,
+        "email": email,
+        "status": "created",
+        "symbol": coin["symbol"],
+        "coin_id": coin["_id"],
+        "direction": direction,
+        "directions": [direction] if direction else ["above", "below"],
+        "touch": touch,
+        "target": target,
+        "currentPrice": current_price,
+        "created_at": now,
+        "triggered_at": None,
+        "triggered_price": None,
+        "triggered_source": None,
+        "fired_at": None,
+        "deleted_at": None,
+        "notification": None,
+    }
+    if current_price is None:
+        alert["unsettled"] = True
+    return alert
+
+
+async def insert_alert(database: AsyncDB, alert: Document) -> None:
+    """Store a new alert.
+
+    Raises ConflictError naming the live alert that already claims this user, coin, direction and target; the unique
+    index decides between simultaneous requests.
+    """
+    try:
+        await database.alerts.insert_one(alert)
+    except DuplicateKeyError as error:
+        twin = await database.alerts.find_one({**_claim(alert), **LIVE}, {"_id": 1})
+        named = f"alert {twin['_id']}" if twin else "another request"
+        raise ConflictError(
+            f"You already have a live alert for {alert['symbol']} at this price and direction: {named}. "
+            "Delete it first, or choose another target."
+        ) from error
+
+
+async def restart_alert(database: AsyncDB, alert: Document, *, now: datetime) -> None:
+    """Move a live alert's creation to `now`; one that fired or was deleted meanwhile stays as it is."""
+    changed = await database.alerts.update_one({"_id": alert["_id"], **LIVE}, {"$set": {"created_at": now}})
+    if changed.modified_count:
+        alert["created_at"] = now
+
+
+async def count_live(database: AsyncDB, *, user_id: ObjectId, limit: int) -> int:
+    """Count the user's live alerts, giving up at `limit`."""
+    return await database.alerts.count_documents({"user_id": user_id, **LIVE}, limit=limit, hint="one_live")
+
+
+async def delete_alert(database: AsyncDB, *, user_id: ObjectId, alert_id: str, now: datetime) -> Document:
+    """Delete a live alert and return it; one that is deleted already is returned unchanged.
+
+    A delete and a firing at the same instant are two conditional writes on one document: exactly one wins.
+    Raises NotFoundError for an alert that isn't the user's, ConflictError for one that has fired.
+    """
+    if not ObjectId.is_valid(alert_id):
+        raise NotFoundError(f"You have no alert with the id {alert_id!r}.")
+    mine = {"_id": ObjectId(alert_id), "user_id": user_id}
+    alert = await database.alerts.find_one_and_update(
+        {**mine, **LIVE},
+        {"$set": {"status": "deleted", "deleted_at": now}, "$unset": {"unsettled": ""}},
+        return_document=ReturnDocument.AFTER,
+    )
+    alert = alert or await database.alerts.find_one(mine)
+    if alert is None:
+        raise NotFoundError(f"You have no alert with the id {alert_id!r}.")
+    if alert["status"] == "triggered":
+        raise ConflictError(
+            f"Alert {alert_id} has status 'triggered': it fired when {alert['symbol']} was seen at "
+            f"{alert['triggered_price']} USD on {alert['triggered_at'].isoformat()}, so it can't be deleted any more."
+        )
+    return alert
+
+
+async def fetch_alerts(
+    database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus], page: int, per_page: int
+) -> tuple[list[Document], int]:
+    """Return one page (from 1) of the user's alerts, newest first, and how many there are over all pages."""
+    wanted: Document = {"user_id": user_id}
+    if statuses:
+        wanted["status"] = {"$in": list(statuses)}
+    skipped = (page - 1) * per_page
+    alerts = await database.alerts.find(wanted).sort(NEWEST_FIRST).skip(skipped).limit(per_page).to_list()
+    if alerts and len(alerts) < per_page:
+        return alerts, skipped + len(alerts)
+    return alerts, await database.alerts.count_documents(wanted)
+
+
+def _claim(alert: Document) -> Document:
+    return {
+        "user_id": alert["user_id"],
+        "coin_id": alert["coin_id"],
+        "target": alert["target"],
+        "directions": {"$in": alert["directions"]},
+    }

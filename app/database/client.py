@@ -1,0 +1,81 @@
+"""Connections to MongoDB, and the indexes that the queries and the invariants stand on."""
+
+from typing import Any
+
+from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.database import Database
+
+Document = dict[str, Any]
+AsyncDB = AsyncDatabase[Document]
+SyncDB = Database[Document]
+
+REQUEST_TIMEOUT_MS = 8_000
+"""For one operation of a web request, choosing a primary included: past it the caller gets a 503."""
+BACKGROUND_TIMEOUT_MS = 60_000
+"""For one operation of the background threads, which may fire or claim many documents at once."""
+SELECTION_TIMEOUT_MS = 5_000
+"""For finding a primary. A new one is usually elected within it, so that a request just takes that much longer."""
+
+LIVE = {"status": "created"}
+IN_OUTBOX = {"notification.due_at": {"$exists": True}}
+
+INDEXES: dict[str, list[IndexModel]] = {
+    "users": [IndexModel([("email_key", ASCENDING)], name="email", unique=True)],
+    "alerts": [
+        # What a price is compared with. `status` leads so that the watched coins can be read off the index alone.
+        IndexModel(
+            [("status", ASCENDING), ("coin_id", ASCENDING), ("direction", ASCENDING), ("target", ASCENDING)],
+            name="armed",
+            partialFilterExpression=LIVE,
+        ),
+        # One live alert per user, coin, target and direction; one that may still become either claims both.
+        IndexModel(
+            [("user_id", ASCENDING), ("coin_id", ASCENDING), ("target", ASCENDING), ("directions", ASCENDING)],
+            name="one_live",
+            unique=True,
+            partialFilterExpression=LIVE,
+        ),
+        IndexModel(
+            [("user_id", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
+            name="newest_first",
+        ),
+        # Alerts made before a price of their coin was known; few, and only until the next poll.
+        IndexModel([("coin_id", ASCENDING)], name="unsettled", partialFilterExpression={"unsettled": True}),
+        IndexModel([("notification.due_at", ASCENDING)], name="outbox", partialFilterExpression=IN_OUTBOX),
+    ],
+    "coins": [
+        IndexModel([("ticker", ASCENDING), ("active", ASCENDING), ("rank", ASCENDING)], name="ticker"),
+        IndexModel([("active", ASCENDING), ("rank", ASCENDING)], name="rank"),
+    ],
+}
+
+
+def connect(url: str) -> MongoClient[Document]:
+    """Client of the background threads. Connects lazily; times are read back as aware UTC."""
+    return MongoClient(
+        url,
+        tz_aware=True,
+        w="majority",
+        timeoutMS=BACKGROUND_TIMEOUT_MS,
+        serverSelectionTimeoutMS=SELECTION_TIMEOUT_MS,
+        appname="cryptoticker-worker",
+    )
+
+
+def connect_async(url: str) -> AsyncMongoClient[Document]:
+    """Client of the web side; it belongs to the event loop that first uses it."""
+    return AsyncMongoClient(
+        url,
+        tz_aware=True,
+        w="majority",
+        timeoutMS=REQUEST_TIMEOUT_MS,
+        serverSelectionTimeoutMS=SELECTION_TIMEOUT_MS,
+        appname="cryptoticker-web",
+    )
+
+
+def create_indexes(database: SyncDB) -> None:
+    """Make every index that is not there yet; several copies of the service may do so at once."""
+    for collection, indexes in INDEXES.items():
+        database[collection].create_indexes(indexes)

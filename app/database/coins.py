@@ -1,0 +1,80 @@
+"""Queries on `coins`: `{_id, symbol, ticker, name, rank, active, price?, price_seen_at?}`.
+
+`_id` is CoinMarketCap's id. `ticker` is the symbol in upper case, as people type it; several coins may share one.
+`price` is the last good one, in USD.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from pymongo import ASCENDING, UpdateOne
+
+from app.database.client import AsyncDB, Document, SyncDB
+from app.observations import Observation
+
+UNRANKED = 2**31 - 1
+"""Stands for "no rank", so that such coins sort behind all others."""
+
+ALWAYS_KNOWN: tuple[Document, ...] = (
+    {"_id": 1, "symbol": "BTC", "ticker": "BTC", "name": "Bitcoin", "rank": 1, "active": True},
+    {"_id": 1027, "symbol": "ETH", "ticker": "ETH", "name": "Ethereum", "rank": 2, "active": True},
+)
+
+
+# The web side reads.
+
+
+async def find_by_ticker(database: AsyncDB, *, ticker: str) -> Document | None:
+    """Return the best-ranked active coin of an upper-case ticker, or None."""
+    return await database.coins.find_one({"ticker": ticker, "active": True}, sort=[("rank", ASCENDING)])
+
+
+async def price_seen_at(database: AsyncDB, *, coin_id: int) -> datetime | None:
+    """Return when the coin's last good price was seen, None if there was none yet."""
+    coin = await database.coins.find_one({"_id": coin_id}, {"price_seen_at": 1})
+    return coin.get("price_seen_at") if coin else None
+
+
+# The scheduler thread writes.
+
+
+def ensure_always_known(database: SyncDB) -> None:
+    """Make BTC and ETH resolvable, also where CoinMarketCap has never answered."""
+    database.coins.bulk_write(
+        [UpdateOne({"_id": coin["_id"]}, {"$setOnInsert": coin}, upsert=True) for coin in ALWAYS_KNOWN]
+    )
+
+
+def replace_map(database: SyncDB, coins: Iterable[Document], *, now: datetime) -> int:
+    """Bring the stored coins in line with CoinMarketCap's whole map of active coins; returns how many it holds.
+
+    Coins that are no longer in it become inactive: their ticker stops resolving, alerts on them stay.
+    """
+    updates = [
+        UpdateOne({"_id": coin["_id"]}, {"$set": {**coin, "active": True, "mapped_at": now}}, upsert=True)
+        for coin in coins
+    ]
+    database.coins.bulk_write(updates, ordered=False)
+    always_known = [coin["_id"] for coin in ALWAYS_KNOWN]
+    gone = {"active": True, "mapped_at": {"$ne": now}, "_id": {"$nin": always_known}}
+    database.coins.update_many(gone, {"$set": {"active": False}})
+    return len(updates)
+
+
+def best_ranked(database: SyncDB, *, count: int) -> list[int]:
+    """Return the ids of the `count` best-ranked active coins, best first."""
+    coins = database.coins.find({"active": True}, {"_id": 1}).sort("rank", ASCENDING).limit(count)
+    return [coin["_id"] for coin in coins]
+
+
+def store_prices(database: SyncDB, observations: Iterable[Observation]) -> None:
+    """Remember each coin's latest price; an older observation never replaces a newer one."""
+    updates = [
+        UpdateOne(
+            {"_id": seen.coin_id, "price_seen_at": {"$not": {"$gt": seen.end}}},
+            {"$set": {"price": seen.close, "price_seen_at": seen.end}},
+        )
+        for seen in observations
+    ]
+    if updates:
+        database.coins.bulk_write(updates, ordered=False)

@@ -1,0 +1,78 @@
+"""Queries that fire alerts. One conditional write per alert settles everything (invariants 1 and 2).
+
+The write that turns an alert from `created` to `triggered` also puts its notification into the outbox, in the same
+document: there is no moment at which a fired alert has none, and nothing to repair after a crash.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pymongo import UpdateMany
+
+from app.database.client import LIVE, Document, SyncDB
+from app.observations import Observation
+
+
+def watched_coins(database: SyncDB) -> set[int]:
+    """Return the ids of all coins that have a live alert, read off the index alone."""
+    return set(database.alerts.distinct("coin_id", LIVE))
+
+
+def settle(database: SyncDB, observations: Iterable[Observation]) -> None:
+    """Give alerts that were made without a price their `currentPrice` and, unless it was stated, their direction.
+
+    The first price seen after the alert's creation decides: a target at or over it means `above`.
+    """
+    waiting = set(database.alerts.distinct("coin_id", {"unsettled": True}))
+    updates = [_settlement(seen) for seen in observations if seen.coin_id in waiting]
+    if updates:
+        database.alerts.bulk_write(updates, ordered=False)
+
+
+def fire(database: SyncDB, observations: Sequence[Observation], *, now: datetime) -> int:
+    """Fire every live alert that the observations (at most one per coin) touched; returns how many fired.
+
+    Costs an index range per coin and direction, however many alerts are live. Running it again fires nothing twice.
+    """
+    updates = [_firing(seen, reached, now=now) for seen in observations for reached in _reached(seen)]
+    if not updates:
+        return 0
+    return database.alerts.bulk_write(updates, ordered=False).modified_count
+
+
+def _reached(seen: Observation) -> tuple[tuple[str, Document, float], ...]:
+    """Per direction: which targets the observation touched, and the price that touched them."""
+    return ("above", {"$lte": seen.high}, seen.high), ("below", {"$gte": seen.low}, seen.low)
+
+
+def _firing(seen: Observation, reached: tuple[str, Document, float], *, now: datetime) -> UpdateMany:
+    direction, targets, price = reached
+    touched: Document = {
+        **LIVE,
+        "coin_id": seen.coin_id,
+        "direction": direction,
+        "target": targets,
+        "created_at": {"$lte": seen.start},
+    }
+    firing: Document = {
+        "status": "triggered",
+        "triggered_at": seen.start,
+        "triggered_price": price,
+        "triggered_source": seen.source,
+        "fired_at": now,
+        "notification": {"state": "pending", "attempts": 0, "due_at": now, "sent_at": None, "error": None},
+    }
+    return UpdateMany(touched, {"$set": firing}, hint="armed")
+
+
+def _settlement(seen: Observation) -> UpdateMany:
+    by_price: Any = {"$cond": [{"$gte": ["$target", seen.close]}, "above", "below"]}
+    return UpdateMany(
+        {"unsettled": True, **LIVE, "coin_id": seen.coin_id, "created_at": {"$lte": seen.start}},
+        [
+            {"$set": {"direction": {"$ifNull": ["$direction", by_price]}, "currentPrice": seen.close}},
+            {"$set": {"directions": ["$direction"]}},
+            {"$unset": "unsettled"},
+        ],
+    )

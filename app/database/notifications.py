@@ -1,0 +1,105 @@
+"""Queries on the outbox: the `notification` of a fired alert, `{state, attempts, due_at?, claim?, sent_at, error}`.
+
+`due_at` exists as long as the mail is owed: it says when to try next, and while a sender holds the mail, when its lease
+ends and anybody may try. `state` is `pending`, `sent` or `failed`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bson import ObjectId
+from pymongo import ASCENDING
+
+from app.database.client import IN_OUTBOX, AsyncDB, Document, SyncDB
+
+DONE = {"notification.due_at": "", "notification.claim": "", "notification.deferred_since": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """How many mails are owed, and when the longest-waiting one was fired (None when there are none)."""
+
+    length: int
+    oldest_fired_at: datetime | None
+
+
+def claim_due(database: SyncDB, *, now: datetime, lease: timedelta, limit: int) -> tuple[ObjectId, list[Document]]:
+    """Claim up to `limit` fired alerts whose mail is due, longest due first; returns the claim's token and the alerts.
+
+    Of several senders that reach for the same one, exactly one gets it.
+    """
+    claim = ObjectId()
+    due = {"notification.due_at": {"$lte": now}}
+    found = database.alerts.find(due, {"_id": 1}).sort("notification.due_at", ASCENDING).limit(limit)
+    ids = [alert["_id"] for alert in found]
+    if not ids:
+        return claim, []
+    database.alerts.update_many(
+        {"_id": {"$in": ids}, **due}, {"$set": {"notification.due_at": now + lease, "notification.claim": claim}}
+    )
+    claimed = database.alerts.find({"_id": {"$in": ids}, "notification.claim": claim})
+    return claim, sorted(claimed, key=lambda alert: ids.index(alert["_id"]))
+
+
+def mark_sent(database: SyncDB, alert_id: ObjectId, *, now: datetime) -> bool:
+    """Record that the mail server took the mail, whoever holds the claim by now; False if that was known already."""
+    sent = {
+        "$set": {"notification.state": "sent", "notification.sent_at": now, "notification.error": None},
+        "$inc": {"notification.attempts": 1},
+        "$unset": DONE,
+    }
+    return database.alerts.update_one({"_id": alert_id, **IN_OUTBOX}, sent).modified_count == 1
+
+
+def mark_failed(database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str) -> bool:
+    """Give the mail up for good, with the mail server's words."""
+    failed = {
+        "$set": {"notification.state": "failed", "notification.error": error},
+        "$inc": {"notification.attempts": 1},
+        "$unset": DONE,
+    }
+    return _update_claimed(database, alert_id, claim, failed)
+
+
+def mark_deferred(
+    database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str, due_at: datetime, since: datetime | None
+) -> bool:
+    """Put a mail that was tried back until `due_at`.
+
+    `since` is when this recipient was first refused for now; None leaves that as it is, for trouble of another kind.
+    """
+    deferred: Document = {"notification.due_at": due_at, "notification.error": error}
+    if since is not None:
+        deferred["notification.deferred_since"] = since
+    update = {
+        "$set": deferred,
+        "$inc": {"notification.attempts": 1},
+        "$unset": {"notification.claim": ""},
+    }
+    return _update_claimed(database, alert_id, claim, update)
+
+
+def release(database: SyncDB, alert_ids: Sequence[ObjectId], claim: ObjectId, *, due_at: datetime) -> None:
+    """Put mails that are still held under `claim` back, untried, until `due_at`."""
+    database.alerts.update_many(
+        {"_id": {"$in": list(alert_ids)}, "notification.claim": claim},
+        {"$set": {"notification.due_at": due_at}, "$unset": {"notification.claim": ""}},
+    )
+
+
+async def queue_state(database: AsyncDB) -> QueueState:
+    """Return how long the outbox is and how long its oldest mail has waited."""
+    groups = await database.alerts.aggregate(
+        [
+            {"$match": IN_OUTBOX},
+            {"$group": {"_id": None, "length": {"$sum": 1}, "oldest": {"$min": "$fired_at"}}},
+        ]
+    )
+    rows = await groups.to_list()
+    return QueueState(rows[0]["length"], rows[0]["oldest"]) if rows else QueueState(0, None)
+
+
+def _update_claimed(database: SyncDB, alert_id: ObjectId, claim: ObjectId, update: Document) -> bool:
+    mine = {"_id": alert_id, "notification.claim": claim}
+    return database.alerts.update_one(mine, update).modified_count == 1

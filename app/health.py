@@ -1,0 +1,107 @@
+"""What works and what doesn't."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+from pymongo.errors import PyMongoError
+
+from app.database import feeds, notifications
+from app.market.coinmarketcap import SOURCE
+from app.services import Services
+
+POLLS_UNTIL_DEAD = 3
+LONGEST_JOB_SECONDS = 120.0
+"""A job may take this long (MongoDB away, CoinMarketCap hanging) before its thread counts as dead."""
+
+
+class PriceFeed(BaseModel):
+    """CoinMarketCap as last seen."""
+
+    last_good_at: datetime | None
+    last_good_age_seconds: float | None
+    last_error_at: datetime | None
+    last_error: str | None
+
+
+class MailQueue(BaseModel):
+    """The outbox, and where mails go: `smtp` to a mail server, `file` to data/outbox/ as SMTP_HOST is not set."""
+
+    transport: Literal["smtp", "file"]
+    queue_length: int | None
+    oldest_age_seconds: float | None
+
+
+class Health(BaseModel):
+    """`ok`; `degraded`: requests are served, yet prices or mails are late; `down`: requests can't be served."""
+
+    status: Literal["ok", "degraded", "down"]
+    database: Literal["ok", "down"]
+    scheduler: Literal["ok", "down"]
+    scheduler_heartbeat_age_seconds: float = Field(description="Since the scheduler thread last went round")
+    prices: PriceFeed
+    mail: MailQueue
+
+
+async def check_health(services: Services) -> Health:
+    """Look at every part once. Raises nothing for a part that is down."""
+    try:
+        prices, mail = await _prices(services), await _mail(services)
+        database: Literal["ok", "down"] = "ok"
+    except PyMongoError:
+        prices = PriceFeed(last_good_at=None, last_good_age_seconds=None, last_error_at=None, last_error=None)
+        mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None)
+        database = "down"
+    heartbeat_age = services.scheduler.heartbeat_age
+    alive = services.scheduler.is_alive() and heartbeat_age < _patience(services)
+    return Health(
+        status=_overall(services, database == "ok" and alive, prices, mail),
+        database=database,
+        scheduler="ok" if alive else "down",
+        scheduler_heartbeat_age_seconds=round(heartbeat_age, 3),
+        prices=prices,
+        mail=mail,
+    )
+
+
+def _overall(
+    services: Services, serving: bool, prices: PriceFeed, mail: MailQueue
+) -> Literal["ok", "degraded", "down"]:
+    if not serving:
+        return "down"
+    limit = services.settings.stale_after_seconds
+    old_price = prices.last_good_age_seconds is None or prices.last_good_age_seconds > limit
+    old_mail = mail.oldest_age_seconds is not None and mail.oldest_age_seconds > limit
+    return "degraded" if old_price or old_mail else "ok"
+
+
+def _patience(services: Services) -> float:
+    return max(LONGEST_JOB_SECONDS, POLLS_UNTIL_DEAD * services.settings.poll_seconds)
+
+
+async def _prices(services: Services) -> PriceFeed:
+    known = await feeds.feed(services.database, source=SOURCE)
+    last_good_at = known.get("last_good_at")
+    return PriceFeed(
+        last_good_at=last_good_at,
+        last_good_age_seconds=_age(services, last_good_at),
+        last_error_at=known.get("last_error_at"),
+        last_error=known.get("last_error"),
+    )
+
+
+async def _mail(services: Services) -> MailQueue:
+    queue = await notifications.queue_state(services.database)
+    return MailQueue(
+        transport=_transport(services),
+        queue_length=queue.length,
+        oldest_age_seconds=_age(services, queue.oldest_fired_at),
+    )
+
+
+def _transport(services: Services) -> Literal["smtp", "file"]:
+    return "smtp" if services.settings.smtp_host else "file"
+
+
+def _age(services: Services, moment: datetime | None) -> float | None:
+    return None if moment is None else round((services.clock.now() - moment).total_seconds(), 3)

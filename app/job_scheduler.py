@@ -1,0 +1,128 @@
+"""The background threads: one polls prices on a `schedule`, one drains the outbox."""
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import cast
+
+import schedule
+
+from app.alerting.delivery import Delivery
+from app.alerting.mailer import Mailer
+from app.ticker import Ticker
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 2.0
+"""How long a stop waits for a thread. One that hangs in a reply is a daemon and ends with the process."""
+LONGEST_WAIT_SECONDS = 0.5
+"""How long the scheduler waits at most before it looks at the clock again."""
+STEP_SECONDS = 1.0
+"""From which difference on a wall clock is said to have been set rather than to drift."""
+IDLE_SECONDS = 1.0
+"""How often the outbox is looked at when nobody said that something fired."""
+
+
+def job(ticker: Ticker, on_fired: Callable[[], None]) -> None:
+    """One round of the scheduler: poll, evaluate, and tell the sender if anything fired."""
+    if ticker.poll():
+        on_fired()
+
+
+class SchedulerThread(Thread):
+    """Runs `job()` at start and then every `poll_seconds`, one at a time, until `stop()`."""
+
+    def __init__(self, *, ticker: Ticker, poll_seconds: float, on_fired: Callable[[], None]) -> None:
+        super().__init__(name="scheduler", daemon=True)
+        self.first_run_done = Event()
+        self._ticker = ticker
+        self._poll_seconds = poll_seconds
+        self._on_fired = on_fired
+        self._stopping = Event()
+        self._heartbeat = time.monotonic()
+        self._scheduler = schedule.Scheduler()
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the thread last went round its loop."""
+        return time.monotonic() - self._heartbeat
+
+    def run(self) -> None:
+        """Poll until stopped. Nothing that a job raises ends the thread."""
+        self._run_job()
+        self.first_run_done.set()
+        self._plan()
+        offset = _wall_clock_offset()
+        while not self._stopping.wait(self._idle_seconds()):
+            self._heartbeat = time.monotonic()
+            # `schedule` plans by the wall clock: set back by an hour it would be silent for an hour.
+            if abs(_wall_clock_offset() - offset) > STEP_SECONDS:
+                logger.warning("the wall clock was set: polling is planned anew")
+                offset = _wall_clock_offset()
+                self._plan()
+            self._scheduler.run_pending()
+
+    def stop(self) -> None:
+        """Ask the thread to end and wait for it, at most STOP_SECONDS."""
+        self._stopping.set()
+        self.join(STOP_SECONDS)
+        if self.is_alive():
+            logger.warning("the scheduler is still waiting for an answer; it ends with the process")
+
+    def _plan(self) -> None:
+        self._scheduler.clear()
+        # schedule makes a timedelta of the interval, so fractions work, although its type hints say int.
+        self._scheduler.every(cast(int, self._poll_seconds)).seconds.do(self._run_job)
+
+    def _run_job(self) -> None:
+        try:
+            job(self._ticker, self._on_fired)
+        except Exception:
+            logger.exception("the job failed; the next one comes as planned")
+
+    def _idle_seconds(self) -> float:
+        return min(max(self._scheduler.idle_seconds or 0.0, 0.0), LONGEST_WAIT_SECONDS)
+
+
+class SenderThread(Thread):
+    """Drains the outbox: at once when woken, else every second, until `stop()`."""
+
+    def __init__(self, *, delivery: Delivery, mailer: Mailer) -> None:
+        super().__init__(name="sender", daemon=True)
+        self._delivery = delivery
+        self._mailer = mailer
+        self._stopping = Event()
+        self._awake = Event()
+
+    def wake(self) -> None:
+        """Say that something is due now."""
+        self._awake.set()
+
+    def run(self) -> None:
+        """Deliver until stopped. Nothing that a delivery raises ends the thread."""
+        while not self._stopping.is_set():
+            self._awake.clear()
+            if not self._deliver():
+                self._awake.wait(IDLE_SECONDS)
+        self._mailer.close()
+
+    def stop(self) -> None:
+        """Finish the mail in hand, put the others back, and end; waits at most STOP_SECONDS."""
+        self._stopping.set()
+        self._awake.set()
+        self.join(STOP_SECONDS)
+        if self.is_alive():
+            logger.warning("the mail server does not answer; the mail in hand is repeated after its lease")
+
+    def _deliver(self) -> int:
+        try:
+            return self._delivery.deliver_due(stopping=self._stopping.is_set)
+        except Exception:
+            logger.exception("the delivery failed; it is tried again")
+            return 0
+
+
+def _wall_clock_offset() -> float:
+    """How far the clock that `schedule` reads (local time, so daylight saving counts) is ahead of the monotonic one."""
+    return time.time() + time.localtime().tm_gmtoff - time.monotonic()

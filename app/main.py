@@ -1,0 +1,96 @@
+"""The application: `create_app()` builds it, its lifespan owns every connection and thread."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypedDict
+
+from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+
+from app.alerting.delivery import Delivery
+from app.alerting.mailer import connect_mailer
+from app.auth.security import PasswordHasher
+from app.clock import Clock
+from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
+from app.database import client, coins
+from app.job_scheduler import SchedulerThread, SenderThread
+from app.routers import alerts, service, users
+from app.routers.error_handlers import install_error_handlers
+from app.services import Services
+from app.ticker import Ticker, connect_coinmarketcap
+
+logger = logging.getLogger(__name__)
+
+MOST_BODY_BYTES = 64 * 1024
+FIRST_PRICES_SECONDS = 1.0
+"""How long a start waits for the first poll, so that coins and prices are usually known to the first caller."""
+
+
+class State(TypedDict):
+    """What each request's `state` holds."""
+
+    services: Services
+
+
+def create_app(settings: Settings | None = None, clock: Clock | None = None) -> FastAPI:
+    """Build the application. Settings left out are read when it starts, not now."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        async with _running(settings or load_settings(), clock or Clock()) as services:
+            yield {"services": services}
+
+    app = FastAPI(
+        title="CryptoTicker",
+        description="Watches crypto prices and mails you when a coin reaches your price.",
+        version="0.1.0",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MOST_BODY_BYTES)
+    install_error_handlers(app)
+    for module in (service, users, alerts):
+        app.include_router(module.router)
+    return app
+
+
+@asynccontextmanager
+async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
+    """Open the connections, start the threads; undo both in reverse."""
+    if settings.smtp_host and settings.mail_from == FALLBACK_MAIL_FROM:
+        logger.warning("MAIL_FROM is not set: mails come from %s, which most mail servers refuse", FALLBACK_MAIL_FROM)
+    async_client = client.connect_async(settings.mongo_url)
+    sync_client = client.connect(settings.mongo_url)
+    coinmarketcap = connect_coinmarketcap(settings, clock)
+    passwords = PasswordHasher(settings.bcrypt_rounds)
+    sync_database = sync_client[settings.mongo_db]
+    await asyncio.to_thread(_prepare, sync_database)
+    mailer = connect_mailer(settings)
+    delivery = Delivery(database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock)
+    sender = SenderThread(delivery=delivery, mailer=mailer)
+    ticker = Ticker(settings=settings, database=sync_database, client=coinmarketcap, clock=clock)
+    scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=sender.wake)
+    sender.start()
+    scheduler.start()
+    try:
+        await asyncio.to_thread(scheduler.first_run_done.wait, FIRST_PRICES_SECONDS)
+        yield Services(
+            settings=settings,
+            clock=clock,
+            database=async_client[settings.mongo_db],
+            passwords=passwords,
+            scheduler=scheduler,
+        )
+    finally:
+        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(sender.stop))
+        passwords.close()
+        coinmarketcap.close()
+        sync_client.close()
+        await async_client.close()
+
+
+def _prepare(database: client.SyncDB) -> None:
+    client.create_indexes(database)
+    coins.ensure_always_known(database)

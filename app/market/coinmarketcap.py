@@ -1,0 +1,205 @@
+"""CoinMarketCap's API: latest quotes and the map of coins, with a key or keyless.
+
+Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 quotes and listings, v1 map).
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import requests
+
+from app.clock import Clock, parse_utc
+from app.errors import UpstreamError, UpstreamThrottledError
+from app.market import http
+from app.observations import usable_price
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "coinmarketcap"
+IDS_PER_CALL = 250
+"""What one credit buys."""
+MAP_PAGE = 5000
+MOST_MAP_PAGES = 20
+LONGEST_RETRY_AFTER_SECONDS = 3600
+USD = "USD"
+
+BAD_ARGUMENT = 400
+MINUTE_LIMIT = 1008
+DAILY_LIMIT = 1009
+MONTHLY_LIMIT = 1010
+ADDRESS_LIMIT = 1011
+LIMITS = range(MINUTE_LIMIT, ADDRESS_LIMIT + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A coin's price in USD that is fit to fire alerts, and when CoinMarketCap last updated it (aware UTC)."""
+
+    coin_id: int
+    price: float
+    last_updated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MappedCoin:
+    """An active coin of the map; `rank` is None for one without a rank."""
+
+    coin_id: int
+    symbol: str
+    name: str
+    rank: int | None
+
+
+class CoinMarketCap:
+    """One HTTP session to CoinMarketCap; used by one thread at a time."""
+
+    def __init__(self, *, base_url: str, api_key: str, clock: Clock) -> None:
+        self._clock = clock
+        self._base_url = base_url if api_key else f"{base_url}/public-api"
+        self._session = requests.Session()
+        self._session.headers["Accept"] = "application/json"
+        if api_key:
+            self._session.headers["X-CMC_PRO_API_KEY"] = api_key
+        self._refused: set[int] = set()
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        self._session.close()
+
+    def quotes(self, coin_ids: Sequence[int]) -> list[Quote]:
+        """Return the usable quotes among the coins asked for, at most 250 of them, in one call.
+
+        A coin whose row is missing, malformed, doubled by another coin's, or without a positive finite price is left
+        out and harms no other. Raises UpstreamError, or UpstreamThrottledError when told to wait.
+        """
+        asked = [coin_id for coin_id in coin_ids if coin_id not in self._refused]
+        params = {"id": ",".join(map(str, asked)), "convert": USD, "aux": "cmc_rank", "skip_invalid": "true"}
+        try:
+            rows = self._get("/v3/cryptocurrency/quotes/latest", params)
+        except _RefusedValuesError as error:
+            refused = error.values.intersection(asked)
+            if not refused or len(refused) == len(asked):
+                raise
+            # One refused id fails the whole call: the others must not pay for it, now or at the next poll.
+            logger.warning("%s; asking without coins %s until the next refresh of the map", error, sorted(refused))
+            self._refused |= refused
+            return self.quotes(asked)
+        return [quote for row in rows if (quote := _quote(row)) and quote.coin_id in asked]
+
+    def map(self) -> list[MappedCoin]:
+        """Return every active coin, best rank first. Takes a call per 5,000 coins."""
+        self._refused.clear()
+        coins: dict[int, MappedCoin] = {}
+        for page in range(MOST_MAP_PAGES):
+            params = {
+                "listing_status": "active",
+                "sort": "cmc_rank",
+                "start": str(page * MAP_PAGE + 1),
+                "limit": str(MAP_PAGE),
+                "aux": "is_active",
+            }
+            rows = self._get("/v1/cryptocurrency/map", params)
+            fresh = {coin.coin_id: coin for row in rows if (coin := _mapped_coin(row))}
+            if not fresh.keys() - coins.keys():
+                break
+            coins |= fresh
+            if len(rows) < MAP_PAGE:
+                break
+        return list(coins.values())
+
+    def _get(self, path: str, params: dict[str, str]) -> list[Any]:
+        """Return the reply's `data`, a list. Raises UpstreamError for everything else."""
+        reply = http.get(self._session, SOURCE, self._base_url + path, params)
+        self._raise_for_error(reply)
+        data = reply.body.get("data") if isinstance(reply.body, dict) else None
+        if not isinstance(data, list):
+            raise UpstreamError(SOURCE, f"HTTP {reply.status} without a list of data {reply.excerpt!r}".rstrip(" '"))
+        return data
+
+    def _raise_for_error(self, reply: http.Reply) -> None:
+        code, message = _status(reply)
+        if code == 0 and reply.status == requests.codes.ok:
+            return
+        reason = f"HTTP {reply.status}, error {code}: {message}"
+        if reply.status == requests.codes.too_many_requests or code in LIMITS:
+            raise UpstreamThrottledError(SOURCE, reason, self._retry_at(code, reply))
+        if code == BAD_ARGUMENT:
+            raise _RefusedValuesError(reason, message)
+        raise UpstreamError(SOURCE, reason)
+
+    def _retry_at(self, code: int, reply: http.Reply) -> datetime | None:
+        """When a limit ends: per UTC minute, UTC day and month by the documentation, else what the headers say."""
+        now = self._clock.now()
+        minute = now.replace(second=0, microsecond=0)
+        if code == MINUTE_LIMIT:
+            return minute + timedelta(minutes=1)
+        midnight = minute.replace(hour=0, minute=0)
+        if code == DAILY_LIMIT:
+            return midnight + timedelta(days=1)
+        if code == MONTHLY_LIMIT:
+            return (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+        return _retry_after(reply, now)
+
+
+class _RefusedValuesError(UpstreamError):
+    """A call failed over single values, which the message names: `Invalid value for "id": "4711"`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(SOURCE, reason)
+        named = re.search(r'Invalid values? for "id": "([\d, ]+)"', message)
+        self.values = {int(value) for value in named[1].replace(",", " ").split()} if named else set()
+
+
+def _status(reply: http.Reply) -> tuple[int, str]:
+    """The reply's own error code (a number, a text or absent: then the HTTP status stands for it) and message."""
+    status = reply.body.get("status") if isinstance(reply.body, dict) else None
+    if not isinstance(status, dict):
+        raise UpstreamError(
+            SOURCE, f"HTTP {reply.status} and no CoinMarketCap reply: {reply.excerpt or reply.body!r:.200}"
+        )
+    absent = 0 if reply.status == requests.codes.ok else reply.status
+    try:
+        code = int(status.get("error_code", absent))
+    except (TypeError, ValueError):
+        raise UpstreamError(SOURCE, f"HTTP {reply.status} with the error code {status['error_code']!r:.50}") from None
+    return code, str(status.get("error_message") or "")[:300]
+
+
+def _retry_after(reply: http.Reply, now: datetime) -> datetime | None:
+    """Read Retry-After (seconds) or x-ratelimit-reset ("2026-01-31 12:00:00 +0000"); neither is promised."""
+    seconds = reply.headers.get("Retry-After", "")
+    if seconds.isdecimal():
+        return now + timedelta(seconds=min(int(seconds), LONGEST_RETRY_AFTER_SECONDS))
+    try:
+        return datetime.strptime(reply.headers.get("x-ratelimit-reset", ""), "%Y-%m-%d %H:%M:%S %z")
+    except ValueError:
+        return None
+
+
+def _quote(row: Any) -> Quote | None:
+    if not isinstance(row, dict) or not _is_id(row.get("id")) or not isinstance(row.get("quote"), list):
+        return None
+    in_usd = [quote for quote in row["quote"] if isinstance(quote, dict) and quote.get("symbol") == USD]
+    if len(in_usd) != 1:
+        return None
+    price = usable_price(in_usd[0].get("price"))
+    last_updated = parse_utc(in_usd[0].get("last_updated"))
+    return Quote(row["id"], price, last_updated) if price and last_updated else None
+
+
+def _mapped_coin(row: Any) -> MappedCoin | None:
+    if not isinstance(row, dict) or not _is_id(row.get("id")) or row.get("is_active", 1) != 1:
+        return None
+    symbol, name, rank = row.get("symbol"), row.get("name"), row.get("rank")
+    if not isinstance(name, str) or not isinstance(symbol, str) or not symbol.strip() or not symbol.isprintable():
+        return None
+    return MappedCoin(row["id"], symbol.strip()[:32], name[:200], rank if _is_id(rank) else None)
+
+
+def _is_id(value: Any) -> bool:
+    """Ids and ranks: positive whole numbers that MongoDB can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31

@@ -1,0 +1,56 @@
+"""Which coin a ticker means: CoinMarketCap's map, kept in MongoDB and refreshed daily."""
+
+import logging
+from datetime import timedelta
+
+from app.clock import Clock
+from app.database import coins, feeds
+from app.database.client import AsyncDB, Document, SyncDB
+from app.errors import UnavailableError, UnprocessableError
+from app.market.coinmarketcap import SOURCE, CoinMarketCap, MappedCoin
+
+logger = logging.getLogger(__name__)
+
+REFRESH_EVERY = timedelta(days=1)
+
+
+async def resolve(database: AsyncDB, ticker: str) -> Document:
+    """Return the best-ranked active coin with this upper-case ticker, as stored.
+
+    Never waits for CoinMarketCap. Raises UnprocessableError for a ticker that no active coin has, and UnavailableError
+    while the map has never been fetched (BTC and ETH resolve all the same).
+    """
+    coin = await coins.find_by_ticker(database, ticker=ticker)
+    if coin is not None:
+        return coin
+    known = await feeds.feed(database, source=SOURCE)
+    if "mapped_at" not in known:
+        raise UnavailableError(
+            "The list of coins has not been fetched yet; only BTC and ETH are known. Try again in a minute.", 60
+        )
+    raise UnprocessableError(f"No active coin has the ticker {ticker!r}. Check its spelling on coinmarketcap.com.")
+
+
+def refresh_map_if_due(database: SyncDB, client: CoinMarketCap, clock: Clock) -> None:
+    """Fetch and store the whole map if the stored one is a day old. Raises UpstreamError."""
+    now = clock.now()
+    mapped_at = feeds.mapped_at(database, source=SOURCE)
+    if mapped_at is not None and now - mapped_at < REFRESH_EVERY:
+        return
+    mapped = client.map()
+    if not mapped:
+        logger.warning("CoinMarketCap's map came back empty: the stored one is kept")
+        return
+    count = coins.replace_map(database, [_stored(coin) for coin in mapped], now=now)
+    feeds.record(database, source=SOURCE, mapped_at=now)
+    logger.info("map of coins refreshed: %d active coins", count)
+
+
+def _stored(coin: MappedCoin) -> Document:
+    return {
+        "_id": coin.coin_id,
+        "symbol": coin.symbol,
+        "ticker": coin.symbol.upper(),
+        "name": coin.name,
+        "rank": coin.rank or coins.UNRANKED,
+    }
