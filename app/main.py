@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from fastapi import FastAPI
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import connect_mailer
@@ -17,6 +16,7 @@ from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
 from app.database import client, coins
 from app.job_scheduler import SchedulerThread, SenderThread
 from app.routers import alerts, service, users
+from app.routers.body_limit import BodyLimit
 from app.routers.error_handlers import install_error_handlers
 from app.services import Services
 from app.ticker import Ticker, connect_coinmarketcap
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MOST_BODY_BYTES)
+    app.add_middleware(BodyLimit, most_bytes=MOST_BODY_BYTES)
     install_error_handlers(app)
     for module in (service, users, alerts):
         app.include_router(module.router)

@@ -20,7 +20,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class Coin:
-    """A coin as CoinMarketCap lists it; a token's `platform` is the chain it lives on. `last_updated` None is always now."""
+    """A coin as CoinMarketCap lists it; `platform` is the chain of a token, `last_updated` None is always now."""
 
     id: int
     symbol: str

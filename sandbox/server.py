@@ -80,14 +80,14 @@ class BrokenResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, as far as the fault allows."""
-        stopped = await self._pause(self._fault.delay_seconds)
-        if stopped or self._fault.close:
+        if await self._pause(self._fault.delay_seconds) or self._fault.close:
             return await _hang_up(scope, receive)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in self._pieces():
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            stopped = stopped or await self._pause(self._fault.drip_seconds or 0.0)
-        if stopped or self._fault.promise_all:
+            if await self._pause(self._fault.drip_seconds or 0.0):
+                return await _hang_up(scope, receive)
+        if self._fault.promise_all:
             return await _hang_up(scope, receive)
         return await send({"type": "http.response.body", "body": b""})
 

@@ -1,0 +1,21 @@
+FROM python:3.12-slim
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /srv
+
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt
+
+# The only place the service writes to: the outbox, while there is no mail server.
+RUN useradd --uid 10001 --no-create-home --home-dir /srv --shell /usr/sbin/nologin cryptoticker \
+ && install --directory --owner cryptoticker --group cryptoticker data
+
+COPY app app
+USER cryptoticker
+EXPOSE 8000
+
+# ProxyHandler({}): a proxy in the environment is for the world, not for the service's own address.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
+  "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
+
+CMD ["python", "-m", "app"]

@@ -1,0 +1,134 @@
+"""The commands and the Docker files, as far as they go without installing packages or starting containers."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SECRETS = ("JWT_SECRET", "CRYPTO_API_KEY")
+
+
+def project(folder: Path) -> Path:
+    """A copy of what the commands need before anything is installed."""
+    folder.mkdir()
+    for name in ("run", "rebuild", ".env.example"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(folder: Path, *command: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": path or os.environ["PATH"]}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def settings(text: str) -> dict[str, str]:
+    """The settings of an env file; those that stand in a comment too."""
+    return dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
+
+
+def service(name: str) -> str:
+    """A service's block in docker-compose.yml."""
+    found = re.search(rf"^  {name}:\n((?:    .*\n|\n)+)", (ROOT / "docker-compose.yml").read_text(), flags=re.MULTILINE)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("script", ["run", "rebuild", ".ci/run"])
+def test_commands_can_be_run_and_are_valid_bash(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    assert run(ROOT, "bash", "-n", script).returncode == 0
+
+
+def test_env_is_private_and_keeps_every_setting(tmp_path: Path) -> None:
+    folder = project(tmp_path / "copy")
+    assert run(folder, "./run", "env").returncode == 0
+    assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600
+    example, written = (settings((folder / name).read_text()) for name in (".env.example", ".env"))
+    assert list(written) == list(example)
+    assert {name for name in example if example[name] != written[name]} == set(SECRETS)
+    assert sorted(path.name for path in folder.iterdir()) == [".env", ".env.example", "rebuild", "run"]
+
+
+def test_env_makes_fresh_secrets_that_are_long_enough(tmp_path: Path) -> None:
+    made = []
+    for folder in (project(tmp_path / "one"), project(tmp_path / "two")):
+        run(folder, "./run", "env")
+        written = settings((folder / ".env").read_text())
+        made += [written[name] for name in SECRETS]
+    assert len(set(made)) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{64}", secret) for secret in made)
+
+
+def test_env_never_overwrites(tmp_path: Path) -> None:
+    folder = project(tmp_path / "copy")
+    (folder / ".env").write_text("JWT_SECRET=mine\n")
+    result = run(folder, "./run", "env")
+    assert (result.returncode, result.stdout) == (0, ".env is there already: it stays as it is.\n")
+    assert (folder / ".env").read_text() == "JWT_SECRET=mine\n"
+
+
+def test_commands_work_from_any_folder(tmp_path: Path) -> None:
+    folder = project(tmp_path / "a copy")
+    assert run(tmp_path, str(folder / "run"), "env").returncode == 0
+    assert (folder / ".env").exists()
+
+
+def test_help_names_every_command() -> None:
+    result = run(ROOT, "./run", "help")
+    commands = re.findall(r"^  ([a-z]+)\) run_", (ROOT / "run").read_text(), flags=re.MULTILINE)
+    assert result.returncode == 0
+    assert {"local", "demo", "test", "bench", "env"} <= set(commands)
+    for command in set(commands) - {"docker"}:
+        assert f"\n  {command} " in result.stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = run(ROOT, "./run", "tset")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("usage: ")
+
+
+def test_a_missing_python_is_said_in_one_line(tmp_path: Path) -> None:
+    folder = project(tmp_path / "copy")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "dirname"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    result = run(folder, "./run", "demo", path=str(tools))
+    assert result.returncode == 1
+    assert result.stderr.startswith("Python 3.11 or newer is needed: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_rebuild_without_docker_is_said_in_one_line(tmp_path: Path) -> None:
+    folder = project(tmp_path / "copy")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "dirname"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    result = run(folder, "./rebuild", path=str(tools))
+    assert result.returncode == 1
+    assert result.stderr == "No Docker engine with Compose answers: there is no image to rebuild.\n"
+
+
+def test_mongodb_is_not_published_and_the_service_is() -> None:
+    assert "ports:" not in service("mongo")
+    assert '- "${PORT:-80}:8000"' in service("web")
+
+
+def test_docker_publishes_80_unless_told_otherwise() -> None:
+    assert re.search(r"^PORT=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE) is None
+
+
+def test_the_image_gets_no_secret_and_no_root() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    assert {line for line in ignored if line.startswith("!")} == {"!requirements.txt", "!app"}
+    assert "USER cryptoticker" in (ROOT / "Dockerfile").read_text().splitlines()
