@@ -158,9 +158,9 @@ def _status(reply: http.Reply) -> tuple[int, str]:
     """The reply's own error code (a number, a text or absent: then the HTTP status stands for it) and message."""
     status = reply.body.get("status") if isinstance(reply.body, dict) else None
     if not isinstance(status, dict):
-        raise UpstreamError(
-            SOURCE, f"HTTP {reply.status} and no CoinMarketCap reply: {reply.excerpt or reply.body!r:.200}"
-        )
+        if reply.status != requests.codes.ok:
+            return reply.status, f"no reply of CoinMarketCap's own: {reply.excerpt!r}"
+        raise UpstreamError(SOURCE, f"HTTP 200 that is no CoinMarketCap reply: {reply.excerpt or reply.body!r:.200}")
     absent = 0 if reply.status == requests.codes.ok else reply.status
     try:
         code = int(status.get("error_code", absent))

@@ -317,6 +317,14 @@ def test_minutes_without_a_trade_are_flat(exchange: Exchange) -> None:
     assert {tuple(row[1:5]) for row in rows} == {("100000",) * 4}
 
 
+def test_a_flat_minute_stays_where_the_last_trade_before_it_was(exchange: Exchange) -> None:
+    CLOCK.pass_(minutes=2)
+    exchange.market.set_price(1, 120_000)
+    rows = kline(exchange, interval="1")
+    assert [row[1:5] for row in rows[1:]] == [["100000"] * 4] * 2
+    assert rows[0][1:5] == ["100000", "120000", "100000", "120000"]
+
+
 def test_kline_returns_the_newest_of_a_window_and_the_candle_that_holds_its_start(exchange: Exchange) -> None:
     exchange.market.load_candles("BTCUSDT", minutes(1_500, CLOCK.minute_ms))
     assert len(kline(exchange, interval="1")) == 200
@@ -406,6 +414,13 @@ def test_a_walk_is_the_same_for_the_same_seed(exchange: Exchange) -> None:
 
     first = walked(7)
     assert (walked(7), walked(8) == first, len(set(first))) == (first, False, 5)
+
+
+def test_a_set_price_ends_a_walk(exchange: Exchange) -> None:
+    exchange.market.walk(1)
+    exchange.market.set_price(1, 5.0)
+    CLOCK.pass_(minutes=1)
+    assert ask(exchange, QUOTES, id="1").json()["data"][0]["quote"][0]["price"] == 5.0
 
 
 # --- faults ---

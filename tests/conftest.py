@@ -1,0 +1,100 @@
+"""Fixtures: a real mongod for the whole run, a database per test, and the sandbox's exchange and mailbox."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.database.client import SyncDB, connect, create_indexes
+from app.database.coins import ensure_always_known
+from app.database.embedded import EmbeddedMongo
+from sandbox.exchange import Exchange
+from sandbox.mailbox import Mailbox
+from tests.support import Caller, ManualClock, make_settings, running_service
+
+
+@pytest.fixture(scope="session")
+def mongo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real single-node replica set."""
+    data_dir: Path = tmp_path_factory.mktemp("mongo")
+    with EmbeddedMongo(data_dir) as mongo:
+        yield mongo.url
+
+
+@pytest.fixture
+def database_name(mongo_url: str) -> Iterator[str]:
+    """A name that no other test uses; the database is dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield name
+    with connect(mongo_url) as client:
+        client.drop_database(name)
+
+
+@pytest.fixture
+def database(mongo_url: str, database_name: str) -> Iterator[SyncDB]:
+    """The test's own database, with indexes, as the background threads see it."""
+    with connect(mongo_url) as client:
+        create_indexes(client[database_name])
+        ensure_always_known(client[database_name])
+        yield client[database_name]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that stands still until told otherwise."""
+    return ManualClock()
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    """CoinMarketCap and Bybit, on a real socket."""
+    with Exchange() as running:
+        yield running
+
+
+@pytest.fixture
+def mailbox() -> Iterator[Mailbox]:
+    """A mail server that keeps what it gets."""
+    with Mailbox() as running:
+        yield running
+
+
+@pytest.fixture
+def caller() -> Iterator[Callable[[str], Caller]]:
+    """Makes callers of a service and closes their connections afterwards."""
+    callers: list[Caller] = []
+
+    def make(base_url: str) -> Caller:
+        callers.append(Caller(base_url))
+        return callers[-1]
+
+    yield make
+    for made in callers:
+        made.close()
+
+
+@pytest.fixture
+def service(mongo_url: str, database_name: str, exchange: Exchange, mailbox: Mailbox) -> Iterator[str]:
+    """The whole service, polling the exchange ten times a second and mailing to the mailbox; yields its base URL."""
+    settings = make_settings(
+        mongo_url=mongo_url,
+        mongo_db=database_name,
+        coinmarketcap_url=exchange.url,
+        smtp_host=mailbox.host,
+        smtp_port=mailbox.port,
+    )
+    with running_service(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def alice(service: str, caller: Callable[[str], Caller]) -> Caller:
+    """A user of the service."""
+    return caller(service).sign_up("alice@example.com")
+
+
+@pytest.fixture
+def bob(service: str, caller: Callable[[str], Caller]) -> Caller:
+    """Another user of the same service."""
+    return caller(service).sign_up("bob@example.com")
