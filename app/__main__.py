@@ -1,6 +1,7 @@
 """`python -m app`: serve in the foreground, until SIGINT or SIGTERM."""
 
 import logging
+import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -25,8 +26,12 @@ class StartError(Exception):
 def main() -> None:
     """Serve; where that can't be, say why in one line and exit with status 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # uvicorn re-raises the signal that ended it: as an exception, the ways out below and in serve() are still taken.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(load_settings())
+    except KeyboardInterrupt:
+        return
     except (SettingsError, EmbeddedMongoError, StartError) as error:
         sys.exit(f"cryptoticker: {error}")
 

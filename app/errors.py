@@ -10,7 +10,10 @@ CryptoTickerError
 │   ├── UnprocessableError       422
 │   └── UnavailableError         503, with Retry-After
 ├── UpstreamError                CoinMarketCap or Bybit gave no usable answer
-│   └── UpstreamThrottledError   ... and said how long to stay away
+│   ├── UpstreamThrottledError   ... and said how long to stay away
+│   ├── UpstreamTimeoutError     ... in time
+│   ├── UpstreamBlockedError     ... and never will to this address
+│   └── UnknownPairError         ... since it knows no such pair
 └── MailError                    a mail was not accepted
     ├── MailServerError          nobody's fault but the server's: all mails wait
     ├── RecipientDeferredError   this recipient, for now
@@ -96,6 +99,22 @@ class UpstreamThrottledError(UpstreamError):
     def __init__(self, source: str, reason: str, retry_at: datetime | None) -> None:
         super().__init__(source, reason)
         self.retry_at = retry_at
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The upstream took too long, or said that it did."""
+
+
+class UpstreamBlockedError(UpstreamError):
+    """The upstream refuses this machine's address or country; asking again from here is useless."""
+
+
+class UnknownPairError(UpstreamError):
+    """Bybit has no spot pair `symbol`."""
+
+    def __init__(self, source: str, symbol: str) -> None:
+        super().__init__(source, f"there is no spot pair {symbol!r}")
+        self.symbol = symbol
 
 
 class MailError(CryptoTickerError):

@@ -37,7 +37,7 @@ class PasswordHasher:
 
         None stands for an account that does not exist: the answer is False, after the same work as for one that does.
         """
-        raw = password.encode()
+        raw = password.encode(errors="surrogatepass")  # even text that is no text must cost the same
         fits = len(raw) <= BCRYPT_MAX_BYTES and b"\0" not in raw
         candidate = raw if fits else b""
         matches = await self._run(lambda: bcrypt.checkpw(candidate, hashed or self._decoy))

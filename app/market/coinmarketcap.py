@@ -1,20 +1,22 @@
-"""CoinMarketCap's API: latest quotes and the map of coins, with a key or keyless.
+"""CoinMarketCap's API: latest quotes, listings, the map of coins and a key's credits, with a key or keyless.
 
-Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 quotes and listings, v1 map).
+Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 quotes and listings, v1 map and key info).
 """
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 
 from app.clock import Clock, parse_utc
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market import http
+from app.market.meter import Meter
 from app.observations import usable_price
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ SOURCE = "coinmarketcap"
 IDS_PER_CALL = 250
 """What one credit buys."""
 MAP_PAGE = 5000
+LISTINGS_PAGE = 5000
+"""The most that one call returns; it costs 20 credits, 1 per 250 coins."""
 MOST_MAP_PAGES = 20
 LONGEST_RETRY_AFTER_SECONDS = 3600
 USD = "USD"
@@ -33,6 +37,8 @@ DAILY_LIMIT = 1009
 MONTHLY_LIMIT = 1010
 ADDRESS_LIMIT = 1011
 LIMITS = range(MINUTE_LIMIT, ADDRESS_LIMIT + 1)
+
+Data = TypeVar("Data", list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,42 @@ class MappedCoin:
     rank: int | None
 
 
-class CoinMarketCap:
-    """One HTTP session to CoinMarketCap; used by one thread at a time."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A coin of the listings: `price` and `market_cap` in USD, as CoinMarketCap sent them."""
 
-    def __init__(self, *, base_url: str, api_key: str, clock: Clock) -> None:
+    coin_id: int
+    symbol: str
+    name: str
+    rank: int | None
+    price: float
+    market_cap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListingsPage:
+    """`is_last` says that there are no coins behind this page's."""
+
+    listings: list[Listing]
+    is_last: bool
+
+
+class CoinMarketCap:
+    """One HTTP session to CoinMarketCap; used by one thread at a time. `meter` counts its calls and credits."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        clock: Clock,
+        meter: Meter | None = None,
+        patience: http.Patience = http.PATIENCE,
+    ) -> None:
         self._clock = clock
+        self._meter = meter or Meter(SOURCE, clock)
+        self._patience = patience
+        self.has_key = bool(api_key)
         self._base_url = base_url if api_key else f"{base_url}/public-api"
         self._session = requests.Session()
         self._session.headers["Accept"] = "application/json"
@@ -111,14 +148,40 @@ class CoinMarketCap:
                 break
         return list(coins.values())
 
+    def listings(self, start: int, limit: int = LISTINGS_PAGE) -> ListingsPage:
+        """Return up to `limit` (at most 5,000) active coins from the `start`-th (1-based) on, biggest first.
+
+        Rows without a positive price are left out. Costs 1 credit per 250 coins. Raises UpstreamError.
+        """
+        params = {"start": str(start), "limit": str(limit), "convert": USD, "aux": "cmc_rank"}
+        rows = self._get("/v3/cryptocurrency/listings/latest", params)
+        return ListingsPage([listing for row in rows if (listing := _listing(row))], is_last=len(rows) < limit)
+
+    def credits_left(self) -> int | None:
+        """Return how many credits the key has left this month, None where the plan doesn't say. Costs no credit.
+
+        Only for clients with a key. Raises UpstreamError.
+        """
+        usage = self._get_data("/v1/key/info", {}, dict).get("usage")
+        month = usage.get("current_month") if isinstance(usage, dict) else None
+        left = month.get("credits_left") if isinstance(month, dict) else None
+        return left if isinstance(left, int) else None
+
     def _get(self, path: str, params: dict[str, str]) -> list[Any]:
         """Return the reply's `data`, a list. Raises UpstreamError for everything else."""
-        reply = http.get(self._session, SOURCE, self._base_url + path, params)
-        self._raise_for_error(reply)
-        data = reply.body.get("data") if isinstance(reply.body, dict) else None
-        if not isinstance(data, list):
-            raise UpstreamError(SOURCE, f"HTTP {reply.status} without a list of data {reply.excerpt!r}".rstrip(" '"))
-        return data
+        return self._get_data(path, params, list)
+
+    def _get_data(self, path: str, params: dict[str, str], kind: type[Data]) -> Data:
+        with self._meter.call():
+            reply = http.get(self._session, SOURCE, self._base_url + path, params, self._patience)
+            self._raise_for_error(reply)
+            data = reply.body.get("data") if isinstance(reply.body, dict) else None
+            if not isinstance(data, kind):
+                reason = f"HTTP {reply.status} without a {kind.__name__} of data {reply.excerpt!r}".rstrip(" '")
+                raise UpstreamError(SOURCE, reason)
+            credit_count = reply.body["status"].get("credit_count")
+            self._meter.spend(credit_count if _is_id(credit_count) else 0)
+            return data
 
     def _raise_for_error(self, reply: http.Reply) -> None:
         code, message = _status(reply)
@@ -181,14 +244,37 @@ def _retry_after(reply: http.Reply, now: datetime) -> datetime | None:
 
 
 def _quote(row: Any) -> Quote | None:
+    in_usd = _in_usd(row)
+    if in_usd is None:
+        return None
+    price = usable_price(in_usd.get("price"))
+    last_updated = parse_utc(in_usd.get("last_updated"))
+    return Quote(row["id"], price, last_updated) if price and last_updated else None
+
+
+def _listing(row: Any) -> Listing | None:
+    in_usd = _in_usd(row)
+    price = usable_price(in_usd.get("price")) if in_usd else None
+    symbol, name = (row.get("symbol"), row.get("name")) if in_usd else (None, None)
+    if in_usd is None or price is None or not isinstance(symbol, str) or not isinstance(name, str):
+        return None
+    rank = row.get("cmc_rank")
+    return Listing(
+        row["id"], symbol.strip(), name[:200], rank if _is_id(rank) else None, price, _amount(in_usd.get("market_cap"))
+    )
+
+
+def _in_usd(row: Any) -> dict[str, Any] | None:
+    """The one quote in USD of a row that is about a coin."""
     if not isinstance(row, dict) or not _is_id(row.get("id")) or not isinstance(row.get("quote"), list):
         return None
     in_usd = [quote for quote in row["quote"] if isinstance(quote, dict) and quote.get("symbol") == USD]
-    if len(in_usd) != 1:
-        return None
-    price = usable_price(in_usd[0].get("price"))
-    last_updated = parse_utc(in_usd[0].get("last_updated"))
-    return Quote(row["id"], price, last_updated) if price and last_updated else None
+    return in_usd[0] if len(in_usd) == 1 else None
+
+
+def _amount(value: Any) -> float | None:
+    """A number of dollars as it was sent; None for anything that JSON could not carry on."""
+    return value if isinstance(value, int | float) and math.isfinite(value) and value >= 0 else None
 
 
 def _mapped_coin(row: Any) -> MappedCoin | None:

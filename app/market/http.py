@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from app.errors import UpstreamError
+from app.errors import UpstreamError, UpstreamTimeoutError
 
-CONNECT_SECONDS = 3.05
-READ_SECONDS = 10.0
-"""Silence allowed between two pieces of a reply."""
-TOTAL_SECONDS = 15.0
-"""A reply that drips in for longer is given up."""
 MOST_BYTES = 50 * 1024 * 1024
 PIECE_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, in seconds: for a connection, between two pieces of a reply, and for all of it."""
+
+    connect: float = 3.05
+    read: float = 10.0
+    total: float = 15.0
+
+
+PATIENCE = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +37,36 @@ class Reply:
     excerpt: str
 
 
-def get(session: requests.Session, source: str, url: str, params: Mapping[str, str]) -> Reply:
-    """GET `url`. Raises UpstreamError (naming `source`) when no whole answer arrives in time."""
-    deadline = time.monotonic() + TOTAL_SECONDS
+def get(
+    session: requests.Session, source: str, url: str, params: Mapping[str, str], patience: Patience = PATIENCE
+) -> Reply:
+    """GET `url`. Raises UpstreamError (naming `source`) when no whole answer arrives, as UpstreamTimeoutError if late."""
+    deadline = time.monotonic() + patience.total
+    timeout = (patience.connect, patience.read)
     try:
-        with session.get(
-            url, params=dict(params), timeout=(CONNECT_SECONDS, READ_SECONDS), stream=True, allow_redirects=False
-        ) as response:
+        with session.get(url, params=dict(params), timeout=timeout, stream=True, allow_redirects=False) as response:
             content = _read(response, deadline, source)
             return Reply(response.status_code, response.headers, *_parse(content))
-    except requests.Timeout as error:
-        raise UpstreamError(source, f"no answer within {READ_SECONDS:g} s") from error
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
+        if _is_late(error):
+            raise UpstreamTimeoutError(source, f"no answer within {patience.read:g} s") from error
         raise UpstreamError(source, f"no connection or a broken one ({type(error).__name__})") from error
+
+
+def _is_late(error: Exception) -> bool:
+    """Whether time ran out. requests speaks before the body, urllib3 while it is read."""
+    return isinstance(error, requests.Timeout | ReadTimeoutError)
 
 
 def _read(response: requests.Response, deadline: float, source: str) -> bytes:
     pieces = bytearray()
-    for piece in response.iter_content(PIECE_BYTES):
+    # iter_content() would wait for whole pieces, and a reply that drips in would never see the deadline.
+    while piece := response.raw.read1(PIECE_BYTES, decode_content=True):
         pieces += piece
         if len(pieces) > MOST_BYTES:
             raise UpstreamError(source, f"a reply of more than {MOST_BYTES} bytes")
         if time.monotonic() > deadline:
-            raise UpstreamError(source, f"a reply that took more than {TOTAL_SECONDS:g} s")
+            raise UpstreamTimeoutError(source, "a reply that dripped in too slowly")
     return bytes(pieces)
 
 
