@@ -17,6 +17,7 @@ from app.database.client import SyncDB
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market.coinmarketcap import IDS_PER_CALL, SOURCE, CoinMarketCap, Quote
 from app.market.coins import refresh_map_if_due
+from app.market.meter import Meter
 from app.observations import Observation
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class Ticker:
         if self._clock.now() < self._silent_until:
             return
         try:
-            self._choose_coins()
+            if not self._unevaluated:  # else MongoDB is away: the coins of the last poll will do
+                self._choose_coins()
             for start in range(0, len(self._polled_ids), IDS_PER_CALL):
                 self._observe_batch(self._polled_ids[start : start + IDS_PER_CALL])
         except UpstreamThrottledError as error:
@@ -153,6 +155,8 @@ def get_bitcoin_price() -> float:
     return quotes[0].price
 
 
-def connect_coinmarketcap(settings: Settings, clock: Clock) -> CoinMarketCap:
-    """Make the one client of CoinMarketCap that the settings describe; it connects when first used."""
-    return CoinMarketCap(base_url=settings.coinmarketcap_url, api_key=settings.coinmarketcap_api_key, clock=clock)
+def connect_coinmarketcap(settings: Settings, clock: Clock, meter: Meter | None = None) -> CoinMarketCap:
+    """Make the client of CoinMarketCap that the settings describe; it connects when first used."""
+    return CoinMarketCap(
+        base_url=settings.coinmarketcap_url, api_key=settings.coinmarketcap_api_key, clock=clock, meter=meter
+    )

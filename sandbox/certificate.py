@@ -1,9 +1,10 @@
 """A throw-away certificate for tests of TLS on 127.0.0.1."""
 
 import ssl
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
+
+import trustme
 
 
 class Certificate(NamedTuple):
@@ -14,13 +15,10 @@ class Certificate(NamedTuple):
 
 
 def self_signed(folder: Path) -> Certificate:
-    """Make one for localhost and 127.0.0.1 in `folder`, valid for a day. Needs the openssl command."""
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    about = ["-days", "1", "-subj", "/CN=localhost", "-addext", names]
-    subprocess.run([*command, *files, *about], check=True, capture_output=True)
+    """Make one for localhost and 127.0.0.1, with its authority's PEM file in `folder`."""
+    authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return Certificate(context, certificate)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    pem = folder / "authority.pem"
+    authority.cert_pem.write_to_path(str(pem))
+    return Certificate(context, pem)

@@ -79,8 +79,9 @@ class Mailbox:
         return self
 
     def stop(self) -> None:
-        """Drop every connection, also the stalled ones."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        """Drop every connection, also the stalled ones; stopping twice is fine."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
     def __enter__(self) -> Self:

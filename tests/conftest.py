@@ -16,9 +16,9 @@ from tests.support import Caller, ManualClock, make_settings, running_service
 
 @pytest.fixture(scope="session")
 def mongo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real single-node replica set."""
+    """A real single-node replica set, with fail points allowed."""
     data_dir: Path = tmp_path_factory.mktemp("mongo")
-    with EmbeddedMongo(data_dir) as mongo:
+    with EmbeddedMongo(data_dir, parameters={"enableTestCommands": "1"}) as mongo:
         yield mongo.url
 
 

@@ -64,7 +64,9 @@ def test_equality_and_jumps_past_the_target_fire(
     assert evaluate(database, seen(price)) == int(fires)
 
 
-@pytest.mark.parametrize("text", ["0.1", "120.9", "0.00000001234", "6.315931e-8", "82916.79195138843", "0.30000000000000004"])
+@pytest.mark.parametrize(
+    "text", ["0.1", "120.9", "0.00000001234", "6.315931e-8", "82916.79195138843", "0.30000000000000004"]
+)
 def test_the_same_decimal_text_is_the_same_price(database: SyncDB, make_alert: MakeAlert, text: str) -> None:
     make_alert(float(text))
     assert evaluate(database, seen(float(text))) == 1

@@ -131,10 +131,15 @@ def test_a_stale_price_is_no_observation(
         Fault.changed(lambda body: body["data"]),
         Fault.changed(lambda body: {**body, "data": None}),
         Fault.changed(lambda body: {**body, "data": [None, 5, "x", [], {}]}),
-        Fault.changed(lambda body: {**body, "data": [{**row, "quote": {"USD": row["quote"][0]}} for row in body["data"]]}),
+        Fault.changed(
+            lambda body: {**body, "data": [{**row, "quote": {"USD": row["quote"][0]}} for row in body["data"]]}
+        ),
         Fault.changed(lambda body: {**body, "data": [{**row, "id": str(row["id"])} for row in body["data"]]}),
         Fault.changed(
-            lambda body: {**body, "data": [{**row, "quote": [{**row["quote"][0], "symbol": "EUR"}]} for row in body["data"]]}
+            lambda body: {
+                **body,
+                "data": [{**row, "quote": [{**row["quote"][0], "symbol": "EUR"}]} for row in body["data"]],
+            }
         ),
         Fault.changed(
             lambda body: {
@@ -230,7 +235,9 @@ def test_limits_without_a_time_silence_us_ever_longer(ticker: Ticker, exchange: 
         clock.advance(1)
 
 
-def test_the_map_is_fetched_once_a_day(ticker: Ticker, exchange: Exchange, clock: ManualClock, database: SyncDB) -> None:
+def test_the_map_is_fetched_once_a_day(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock, database: SyncDB
+) -> None:
     for _ in range(3):
         ticker.poll()
         clock.advance(20)

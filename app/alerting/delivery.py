@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from bson import ObjectId
 
@@ -22,12 +23,23 @@ LEASE = timedelta(seconds=60)
 ONE_MAIL = timedelta(seconds=mailing.STEPS * mailing.TIMEOUT_SECONDS)
 """The longest that one mail can take before its time-outs end it: that much of a lease must be left to begin it."""
 
-FIRST_RETRY = timedelta(seconds=30)
-LONGEST_RETRY = timedelta(hours=1)
+
+class BackOff(NamedTuple):
+    """How long to wait after the first failure, and at most after many."""
+
+    first: timedelta
+    longest: timedelta
+
+    def after(self, failures: int) -> timedelta:
+        """Doubling with each failure, and up to a quarter less, so that waiting mails don't come in step."""
+        doubled = self.first * (1 << min(failures, 30))
+        return min(doubled, self.longest) * random.uniform(0.75, 1.0)
+
+
+REFUSED = BackOff(timedelta(seconds=30), timedelta(hours=1))
+SERVER_DOWN = BackOff(timedelta(seconds=2), timedelta(minutes=1))
 PATIENCE = timedelta(hours=24)
 """How long a recipient may be refused for now before the mail is given up."""
-SERVER_RETRY = timedelta(seconds=2)
-LONGEST_SERVER_RETRY = timedelta(minutes=1)
 SERVER_IS_DOWN_AFTER = 2
 """Mails in a row that met a failing server. One alone may be that mail's own doing, and the others go on."""
 
@@ -54,7 +66,9 @@ class Delivery:
         claim, alerts = notifications.claim_due(self._database, now=now, lease=LEASE, limit=BATCH)
         lease_until = now + LEASE
         for index, alert in enumerate(alerts):
-            if stopping() or self._is_server_down() or self._clock.now() + ONE_MAIL > lease_until:
+            # The first mail after a rest is how we learn whether the server is back.
+            resting = index > 0 and self._is_server_down()
+            if stopping() or resting or self._clock.now() + ONE_MAIL > lease_until:
                 untried = [alert["_id"] for alert in alerts[index:]]
                 notifications.release(self._database, untried, claim, due_at=self._clock.now())
                 break
@@ -72,13 +86,13 @@ class Delivery:
         except RecipientDeferredError as error:
             self._defer_refused(alert, claim, error)
         except MailServerError as error:
-            self._defer(alert, claim, str(error), first=SERVER_RETRY, since=None)
+            self._defer(alert, claim, str(error), SERVER_DOWN, since=None)
             self._note_server_failure(error)
             return
         except Exception as error:
             # One alert that can't be made into a mail must not keep the others in the queue (invariant 7).
             logger.exception("alert %s: mail could not be composed or sent", alert_id)
-            self._defer(alert, claim, f"internal error: {type(error).__name__}", first=FIRST_RETRY, since=None)
+            self._defer(alert, claim, f"internal error: {type(error).__name__}", REFUSED, since=None)
         else:
             notifications.mark_sent(self._database, alert_id, now=self._clock.now())
             logger.info("alert %s: mail accepted by the mail server", alert_id)
@@ -88,14 +102,16 @@ class Delivery:
         now = self._clock.now()
         since: datetime = alert["notification"].get("deferred_since", now)
         if now - since < PATIENCE:
-            self._defer(alert, claim, str(error), first=FIRST_RETRY, since=since)
+            self._defer(alert, claim, str(error), REFUSED, since=since)
             return
         words = f"given up after {PATIENCE // timedelta(hours=1)} hours of temporary refusals, the last one: {error}"
         notifications.mark_failed(self._database, alert["_id"], claim, error=words)
         logger.warning("alert %s: mail %s", alert["_id"], words)
 
-    def _defer(self, alert: Document, claim: ObjectId, error: str, *, first: timedelta, since: datetime | None) -> None:
-        wait = back_off(alert["notification"]["attempts"], first=first, longest=LONGEST_RETRY)
+    def _defer(
+        self, alert: Document, claim: ObjectId, error: str, back_off: BackOff, *, since: datetime | None
+    ) -> None:
+        wait = back_off.after(alert["notification"]["attempts"])
         due_at = self._clock.now() + wait
         notifications.mark_deferred(self._database, alert["_id"], claim, error=error, due_at=due_at, since=since)
         logger.warning("alert %s: mail not sent, trying again in %d s: %s", alert["_id"], wait.seconds, error)
@@ -108,13 +124,6 @@ class Delivery:
         self._server_failures += 1
         if self._is_server_down():
             failures = self._server_failures - SERVER_IS_DOWN_AFTER
-            wait = back_off(failures, first=SERVER_RETRY, longest=LONGEST_SERVER_RETRY)
+            wait = SERVER_DOWN.after(failures)
             self._quiet_until = self._clock.monotonic() + wait.total_seconds()
             logger.error("all mails wait, next try in %d s: %s", wait.total_seconds(), error)
-
-
-def back_off(failures: int, *, first: timedelta, longest: timedelta) -> timedelta:
-    """Doubling with each failure up to `longest`; up to a quarter less, so that waiting mails don't come in step."""
-    doubled = first * (1 << min(failures, 30))
-    jitter = random.uniform(0.75, 1.0)
-    return min(doubled, longest) * jitter

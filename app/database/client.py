@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pymongo
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.database import Database
@@ -10,12 +11,24 @@ Document = dict[str, Any]
 AsyncDB = AsyncDatabase[Document]
 SyncDB = Database[Document]
 
-REQUEST_TIMEOUT_MS = 8_000
-"""For one operation of a web request, choosing a primary included: past it the caller gets a 503."""
-BACKGROUND_TIMEOUT_MS = 60_000
-"""For one operation of the background threads, which may fire or claim many documents at once."""
+SOCKET_TIMEOUT_MS = 8_000
+"""For one answer of MongoDB. pymongo tries a read or a single write once more when its connection or primary is lost;
+timeoutMS would retry without end until it runs out, and raises OverflowError after some thousand quick failures."""
 SELECTION_TIMEOUT_MS = 5_000
 """For finding a primary. A new one is usually elected within it, so that a request just takes that much longer."""
+CONNECT_TIMEOUT_MS = 3_000
+INDEX_TIMEOUT_SECONDS = 3600.0
+BULK_TIMEOUT_SECONDS = 120.0
+"""For operations that may write a great many documents. One that is cut short is simply run again."""
+
+OPTIONS: dict[str, Any] = {
+    "tz_aware": True,
+    "w": "majority",
+    "socketTimeoutMS": SOCKET_TIMEOUT_MS,
+    "serverSelectionTimeoutMS": SELECTION_TIMEOUT_MS,
+    "connectTimeoutMS": CONNECT_TIMEOUT_MS,
+    "waitQueueTimeoutMS": SELECTION_TIMEOUT_MS,
+}
 
 LIVE = {"status": "created"}
 IN_OUTBOX = {"notification.due_at": {"$exists": True}}
@@ -53,29 +66,16 @@ INDEXES: dict[str, list[IndexModel]] = {
 
 def connect(url: str) -> MongoClient[Document]:
     """Client of the background threads. Connects lazily; times are read back as aware UTC."""
-    return MongoClient(
-        url,
-        tz_aware=True,
-        w="majority",
-        timeoutMS=BACKGROUND_TIMEOUT_MS,
-        serverSelectionTimeoutMS=SELECTION_TIMEOUT_MS,
-        appname="cryptoticker-worker",
-    )
+    return MongoClient(url, appname="cryptoticker-worker", **OPTIONS)
 
 
 def connect_async(url: str) -> AsyncMongoClient[Document]:
     """Client of the web side; it belongs to the event loop that first uses it."""
-    return AsyncMongoClient(
-        url,
-        tz_aware=True,
-        w="majority",
-        timeoutMS=REQUEST_TIMEOUT_MS,
-        serverSelectionTimeoutMS=SELECTION_TIMEOUT_MS,
-        appname="cryptoticker-web",
-    )
+    return AsyncMongoClient(url, appname="cryptoticker-web", **OPTIONS)
 
 
 def create_indexes(database: SyncDB) -> None:
     """Make every index that is not there yet; several copies of the service may do so at once."""
-    for collection, indexes in INDEXES.items():
-        database[collection].create_indexes(indexes)
+    with pymongo.timeout(INDEX_TIMEOUT_SECONDS):
+        for collection, indexes in INDEXES.items():
+            database[collection].create_indexes(indexes)

@@ -7,9 +7,10 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+import pymongo
 from pymongo import ASCENDING, UpdateOne
 
-from app.database.client import AsyncDB, Document, SyncDB
+from app.database.client import BULK_TIMEOUT_SECONDS, AsyncDB, Document, SyncDB
 from app.observations import Observation
 
 UNRANKED = 2**31 - 1
@@ -54,7 +55,8 @@ def replace_map(database: SyncDB, coins: Iterable[Document], *, now: datetime) -
         UpdateOne({"_id": coin["_id"]}, {"$set": {**coin, "active": True, "mapped_at": now}}, upsert=True)
         for coin in coins
     ]
-    database.coins.bulk_write(updates, ordered=False)
+    with pymongo.timeout(BULK_TIMEOUT_SECONDS):
+        database.coins.bulk_write(updates, ordered=False)
     always_known = [coin["_id"] for coin in ALWAYS_KNOWN]
     gone = {"active": True, "mapped_at": {"$ne": now}, "_id": {"$nin": always_known}}
     database.coins.update_many(gone, {"$set": {"active": False}})

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import pymongo
 from pymongo import UpdateMany
 
-from app.database.client import LIVE, Document, SyncDB
+from app.database.client import BULK_TIMEOUT_SECONDS, LIVE, Document, SyncDB
 from app.observations import Observation
 
 
@@ -38,7 +39,8 @@ def fire(database: SyncDB, observations: Sequence[Observation], *, now: datetime
     updates = [_firing(seen, reached, now=now) for seen in observations for reached in _reached(seen)]
     if not updates:
         return 0
-    return database.alerts.bulk_write(updates, ordered=False).modified_count
+    with pymongo.timeout(BULK_TIMEOUT_SECONDS):
+        return database.alerts.bulk_write(updates, ordered=False).modified_count
 
 
 def _reached(seen: Observation) -> tuple[tuple[str, Document, float], ...]:

@@ -16,6 +16,7 @@ class BodyLimit:
         self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call on, counting what is read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

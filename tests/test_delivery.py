@@ -1,0 +1,359 @@
+"""The outbox against real SMTP: what is sent, repeated, deferred and given up (invariants 3 and 7)."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from app.alerting import firing
+from app.alerting.delivery import LEASE, Delivery
+from app.alerting.mailer import SmtpMailer
+from app.alerting.message import message_id
+from app.config import Settings
+from app.database import alerts, notifications
+from app.database.client import Document, SyncDB
+from app.observations import Observation
+from sandbox.mailbox import Mailbox
+from tests.support import ManualClock, make_settings
+
+MAIL_FROM = "alerts@cryptoticker.example.com"
+
+
+@pytest.fixture
+def settings(mailbox: Mailbox) -> Settings:
+    return make_settings(smtp_host=mailbox.host, smtp_port=mailbox.port)
+
+
+@pytest.fixture
+def make_delivery(database: SyncDB, settings: Settings, clock: ManualClock) -> Iterator[Callable[[], Delivery]]:
+    """Senders, each with a connection of its own, on one outbox."""
+    mailers: list[SmtpMailer] = []
+
+    def make() -> Delivery:
+        mailers.append(SmtpMailer(settings))
+        return Delivery(database=database, mailer=mailers[-1], mail_from=MAIL_FROM, clock=clock)
+
+    yield make
+    for mailer in mailers:
+        mailer.close()
+
+
+@pytest.fixture
+def fire(database: SyncDB, clock: ManualClock) -> Callable[..., list[ObjectId]]:
+    """Fires one alert for each address, in that order of becoming due."""
+
+    def make(*emails: str) -> list[ObjectId]:
+        ids = []
+        for email in emails:
+            alert = alerts.new_alert(
+                user_id=ObjectId(), email=email, coin={"_id": 1, "symbol": "BTC"}, target=100_000.0, direction="above",
+                touch=True, current_price=90_000.0, now=clock.now(),
+            )  # fmt: skip
+            database.alerts.insert_one(alert)
+            seen = Observation.of_instant(coin_id=1, at=clock.now(), price=100_500.0, source="coinmarketcap")
+            assert firing.evaluate(database, [seen], now=clock.now()) == 1
+            ids.append(alert["_id"])
+            clock.advance(0.001)
+        return ids
+
+    return make
+
+
+def deliver(delivery: Delivery) -> int:
+    return delivery.deliver_due(stopping=lambda: False)
+
+
+def notification(database: SyncDB, alert_id: ObjectId) -> Document:
+    alert = database.alerts.find_one({"_id": alert_id})
+    assert alert is not None
+    found: Document = alert["notification"]
+    return found
+
+
+def test_a_mail_is_sent_once_and_recorded(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    (alert_id,) = fire("alice@example.com")
+    delivery = make_delivery()
+    assert (deliver(delivery), deliver(delivery)) == (1, 0)
+    assert [mail.recipient for mail in mailbox.mails] == ["alice@example.com"]
+    assert notification(database, alert_id) == {
+        "state": "sent",
+        "attempts": 1,
+        "sent_at": clock.now(),
+        "error": None,
+    }
+
+
+def test_a_batch_goes_over_one_connection(make_delivery: Any, fire: Any, mailbox: Mailbox) -> None:
+    fire(*[f"user{number}@example.com" for number in range(20)])
+    assert deliver(make_delivery()) == 20
+    assert mailbox.connections == 1
+    assert [mail.recipient for mail in mailbox.mails] == [f"user{number}@example.com" for number in range(20)]
+
+
+def test_a_connection_is_renewed_after_fifty_mails(make_delivery: Any, fire: Any, mailbox: Mailbox) -> None:
+    fire(*[f"user{number}@example.com" for number in range(60)])
+    delivery = make_delivery()
+    while deliver(delivery):
+        pass
+    assert (len(mailbox.mails), mailbox.connections) == (60, 2)
+
+
+def test_a_crash_after_sending_repeats_that_mail_with_the_same_message_id(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    """Invariant 3: killed between the server's 250 and our record of it, only that mail comes again."""
+    first, second = fire("alice@example.com", "bob@example.com")
+    dying = make_delivery()
+
+    class KilledError(BaseException):
+        """What SIGKILL looks like from inside: nothing after it runs."""
+
+    def die_after_first(*_: Any) -> bool:
+        if mailbox.mails:
+            raise KilledError
+        return False
+
+    # The mail is out, and the process dies before the record: the record is undone here.
+    with pytest.raises(KilledError):
+        dying.deliver_due(stopping=lambda: die_after_first())
+    database.alerts.update_one(
+        {"_id": first},
+        {"$set": {"notification.state": "pending", "notification.due_at": clock.now() + LEASE}},
+    )
+
+    assert deliver(make_delivery()) == 0  # the dead sender's lease still runs
+    clock.advance(LEASE.total_seconds())
+    assert deliver(make_delivery()) == 2
+    ids = [mail.message["Message-ID"] for mail in mailbox.to("alice@example.com")]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert len(mailbox.to("bob@example.com")) == 1
+    assert notification(database, second)["state"] == "sent"
+
+
+def test_the_message_id_is_a_pure_function_of_the_firing() -> None:
+    """Invariant 3."""
+    one, other = {"_id": ObjectId()}, {"_id": ObjectId()}
+    assert message_id(one, mail_from=MAIL_FROM) == message_id(dict(one), mail_from=f"Ticker <{MAIL_FROM}>")
+    assert message_id(one, mail_from=MAIL_FROM) != message_id(other, mail_from=MAIL_FROM)
+
+
+def test_several_senders_share_an_outbox_without_repeating(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox
+) -> None:
+    """Of senders that reach for the same mails, each mail goes to one."""
+    from threading import Thread
+
+    addresses = [f"user{number}@example.com" for number in range(120)]
+    fire(*addresses)
+
+    def drain(delivery: Delivery) -> None:
+        while deliver(delivery):
+            pass
+
+    threads = [Thread(target=drain, args=[make_delivery()]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A sender that lost every race of its round sees an empty batch and leaves; the winners do the work.
+    drain(make_delivery())
+    assert sorted(mail.recipient for mail in mailbox.mails) == sorted(addresses)
+
+
+@pytest.mark.parametrize(
+    "reply", ["550 5.1.1 no such user", "553 5.1.3 bad address", "551 moved", "554 5.7.1 rejected"]
+)
+def test_a_permanent_refusal_is_shown_and_never_holds_up_the_rest(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock, reply: str
+) -> None:
+    """Invariant 7."""
+    mailbox.refuse("nobody@example.com", reply)
+    refused, taken = fire("nobody@example.com", "alice@example.com")
+    delivery = make_delivery()
+    deliver(delivery)
+    assert [mail.recipient for mail in mailbox.mails] == ["alice@example.com"]
+    state = notification(database, refused)
+    assert (state["state"], state["attempts"], state["error"]) == ("failed", 1, reply)
+    assert notification(database, taken)["state"] == "sent"
+    clock.advance(7 * 86_400)
+    assert deliver(delivery) == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["451 4.7.1 greylisted", "450 4.2.1 busy", "452 4.5.3 too many", "550 5.4.5 daily quota", "552 5.2.2 mailbox full"],
+)
+def test_a_temporary_refusal_is_retried_with_back_off_until_it_is_taken(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock, reply: str
+) -> None:
+    mailbox.refuse("alice@example.com", reply, times=3)
+    (alert_id,) = fire("alice@example.com")
+    delivery = make_delivery()
+    waits = []
+    for attempt in (1, 2, 3):
+        assert deliver(delivery) == 1
+        state = notification(database, alert_id)
+        assert (state["state"], state["attempts"], state["error"]) == ("pending", attempt, reply)
+        waits.append((state["due_at"] - clock.now()).total_seconds())
+        assert deliver(delivery) == 0
+        clock.advance(waits[-1])
+    assert deliver(delivery) == 1
+    assert notification(database, alert_id)["state"] == "sent"
+    assert [22.5 <= waits[0] <= 30, 45 <= waits[1] <= 60, 90 <= waits[2] <= 120] == [True] * 3
+    assert len(mailbox.mails) == 1
+
+
+def test_temporary_refusals_after_data_count_the_same(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    mailbox.refuse_data("451 4.3.0 local error", times=1)
+    (alert_id,) = fire("alice@example.com")
+    delivery = make_delivery()
+    deliver(delivery)
+    assert notification(database, alert_id)["error"] == "451 4.3.0 local error"
+    clock.advance(30)
+    deliver(delivery)
+    assert notification(database, alert_id)["state"] == "sent"
+
+
+def test_a_recipient_refused_for_a_day_is_given_up_with_the_last_words(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    mailbox.refuse("alice@example.com", "451 4.7.1 greylisted")
+    (alert_id,) = fire("alice@example.com")
+    delivery = make_delivery()
+    began = clock.now()
+    while notification(database, alert_id)["state"] == "pending":
+        deliver(delivery)
+        clock.advance(3600)
+        assert clock.now() - began < timedelta(hours=48)
+    assert clock.now() - began >= timedelta(hours=24)
+    state = notification(database, alert_id)
+    assert state["state"] == "failed"
+    assert state["error"].endswith("451 4.7.1 greylisted")
+
+
+def test_no_outage_of_the_mail_server_makes_a_mail_fail(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    """Three days without a mail server: all are pending with the reason, then all arrive once."""
+    ids = fire(*[f"user{number}@example.com" for number in range(5)])
+    delivery = make_delivery()
+    mailbox.stop()
+    for _ in range(72):
+        deliver(delivery)
+        clock.advance(3600)
+    states = [notification(database, alert_id) for alert_id in ids]
+    assert {state["state"] for state in states} == {"pending"}
+    assert any("can't be reached" in (state["error"] or "") for state in states)
+
+    with Mailbox(port=mailbox.port) as revived:
+        while deliver(delivery):
+            pass
+        assert sorted(mail.recipient for mail in revived.mails) == [f"user{number}@example.com" for number in range(5)]
+        assert all("This notice is 3 d late" in str(mail.message) for mail in revived.mails)
+
+
+def test_a_failing_mail_server_is_left_alone_for_ever_longer(
+    make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    fire(*[f"user{number}@example.com" for number in range(30)])
+    mailbox.stall("CONNECT", seconds=0.0, times=1)
+    mailbox.stop()
+    delivery = make_delivery()
+    assert deliver(delivery) == 30  # two of them are tried, the others are put back untried
+    assert deliver(delivery) == 0
+    clock.advance(2)
+    assert deliver(delivery) > 0
+    clock.advance(2)
+    assert deliver(delivery) == 0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_hang_up_after_data_holds_up_no_other_mail(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock, keep: bool
+) -> None:
+    """Invariants 3 and 7: nobody knows whether that mail was taken, so it is repeated under its Message-ID."""
+    first, second = fire("alice@example.com", "bob@example.com")
+    mailbox.hang_up_after_data(times=1, keep=keep)
+    delivery = make_delivery()
+    deliver(delivery)
+    assert len(mailbox.to("bob@example.com")) == 1
+    clock.advance(10)
+    deliver(delivery)
+    hers = mailbox.to("alice@example.com")
+    assert len(hers) == (2 if keep else 1)
+    assert len({mail.message["Message-ID"] for mail in hers}) == 1
+    assert {notification(database, alert_id)["state"] for alert_id in (first, second)} == {"sent"}
+
+
+def test_a_kept_connection_that_died_is_replaced_at_once(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox
+) -> None:
+    delivery = make_delivery()
+    fire("alice@example.com")
+    deliver(delivery)
+    mailbox.close_connections()
+    (alert_id,) = fire("bob@example.com")
+    deliver(delivery)
+    assert notification(database, alert_id)["state"] == "sent"
+    assert mailbox.connections == 2
+
+
+def test_an_alert_that_cannot_be_made_into_a_mail_holds_up_no_other(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox
+) -> None:
+    """Invariant 7: a document spoiled by hand stays pending and says so."""
+    spoiled, sound = fire("alice@example.com", "bob@example.com")
+    database.alerts.update_one({"_id": spoiled}, {"$set": {"symbol": "BTC\r\nBcc: eve@example.com"}})
+    deliver(make_delivery())
+    assert [mail.recipient for mail in mailbox.mails] == ["bob@example.com"]
+    assert notification(database, spoiled)["error"] == "internal error: ValueError"
+    assert notification(database, sound)["state"] == "sent"
+
+
+def test_a_stop_puts_back_what_was_not_begun(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    ids = fire(*[f"user{number}@example.com" for number in range(10)])
+    make_delivery().deliver_due(stopping=lambda: len(mailbox.mails) >= 3)
+    assert [notification(database, alert_id)["state"] for alert_id in ids] == ["sent"] * 3 + ["pending"] * 7
+    assert deliver(make_delivery()) == 7
+    assert len(mailbox.mails) == 10
+
+
+def test_a_mail_is_not_begun_when_its_lease_could_end_first(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    """Slow mails use up the batch's lease: the rest goes back instead of being sent by two at once."""
+    fire(*[f"user{number}@example.com" for number in range(5)])
+
+    def time_passes() -> bool:
+        clock.advance(6)
+        return False
+
+    make_delivery().deliver_due(stopping=time_passes)
+    assert 0 < len(mailbox.mails) < 5
+    assert database.alerts.count_documents({"notification.due_at": {"$lte": clock.now()}}) == 5 - len(mailbox.mails)
+
+
+def test_an_outcome_counts_only_for_who_holds_the_claim_but_sent_is_sent(
+    database: SyncDB, fire: Any, clock: ManualClock
+) -> None:
+    """A sender that overran its lease can't fail or defer what another holds; that it sent it remains true."""
+    (alert_id,) = fire("alice@example.com")
+    claim_of = [
+        notifications.claim_due(database, now=clock.now() + delay, lease=LEASE, limit=5)[0]
+        for delay in (timedelta(0), 2 * LEASE)
+    ]
+    now = clock.now()
+    assert not notifications.mark_failed(database, alert_id, claim_of[0], error="late")
+    assert not notifications.mark_deferred(database, alert_id, claim_of[0], error="late", due_at=now, since=now)
+    assert notifications.mark_sent(database, alert_id, now=now)
+    assert not notifications.mark_sent(database, alert_id, now=now)
+    assert not notifications.mark_failed(database, alert_id, claim_of[1], error="too late")

@@ -1,0 +1,110 @@
+"""The mail's text."""
+
+import email
+import email.policy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from app.alerting.message import compose, format_lateness, format_price
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def fired(**changes: Any) -> dict[str, Any]:
+    alert = {
+        "_id": ObjectId("6740c0ffee0ddba11ca7f00d"),
+        "email": "alice@example.com",
+        "symbol": "BTC",
+        "coin_id": 1,
+        "direction": "above",
+        "target": 100_000.0,
+        "currentPrice": 96_500.25,
+        "created_at": NOON - timedelta(days=2),
+        "triggered_at": NOON,
+        "triggered_price": 100_250.75,
+        "triggered_source": "coinmarketcap",
+    }
+    return alert | changes
+
+
+def parts(alert: dict[str, Any], late: timedelta = timedelta(seconds=5)) -> tuple[str, str]:
+    message = compose(alert, mail_from="CryptoTicker <alerts@example.org>", now=NOON + late)
+    plain, html = (bytes(part) for part in message.iter_parts())
+    return read(plain), read(html)
+
+
+def read(part: bytes) -> str:
+    content: str = email.message_from_bytes(part, policy=email.policy.default).get_content()
+    return content
+
+
+def test_headers() -> None:
+    message = compose(fired(), mail_from="CryptoTicker <alerts@example.org>", now=NOON)
+    assert message["Subject"] == "BTC rose above 100,000 USD"
+    assert message["From"] == "CryptoTicker <alerts@example.org>"
+    assert message["To"] == "alice@example.com"
+    assert message["Date"].datetime == NOON
+    assert message["Auto-Submitted"] == "auto-generated"
+    assert message["Message-ID"].endswith("@example.org>")
+    falling = compose(fired(direction="below", target=0.5, symbol="DOGE"), mail_from="a@example.org", now=NOON)
+    assert falling["Subject"] == "DOGE fell below 0.5 USD"
+
+
+def test_both_texts_say_everything() -> None:
+    for text in parts(fired()):
+        for fact in (
+            "BTC", "above 100,000 USD", "100,250.75 USD", "2026-03-01 12:00:00 UTC", "CoinMarketCap", "96,500.25 USD",
+            "2026-02-27 12:00:00 UTC", "6740c0ffee0ddba11ca7f00d",
+        ):  # fmt: skip
+            assert fact in text
+        assert "late" not in text
+
+
+def test_a_late_notice_says_how_late() -> None:
+    for text in parts(fired(), late=timedelta(hours=3, minutes=2, seconds=9)):
+        assert "This notice is 3 h 2 min late" in text
+
+
+def test_a_price_that_was_not_known_is_said_to_be_so() -> None:
+    for text in parts(fired(currentPrice=None)):
+        assert "price not known" in text
+
+
+def test_a_symbol_is_text_in_html_too() -> None:
+    plain, html = parts(fired(symbol="<b>X</b>"))
+    assert "<b>X</b>" in plain
+    assert "&lt;b&gt;X&lt;/b&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("price", "text"),
+    [
+        (100_000.0, "100,000"),
+        (1e15, "1,000,000,000,000,000"),
+        (120.9, "120.9"),
+        (0.00000001234, "0.00000001234"),
+        (6.315931e-8, "0.00000006315931"),
+        (82916.79195138843, "82,916.79195138843"),
+        (1e-18, "0.000000000000000001"),
+        (1, "1"),
+    ],
+)
+def test_prices_are_written_in_full(price: float, text: str) -> None:
+    assert format_price(price) == text
+
+
+@pytest.mark.parametrize(
+    ("late", "text"),
+    [
+        (timedelta(seconds=61), "1 min 1 s"),
+        (timedelta(minutes=20), "20 min"),
+        (timedelta(hours=5, minutes=2, seconds=59), "5 h 2 min"),
+        (timedelta(days=2, hours=4), "2 d 4 h"),
+        (timedelta(days=3, seconds=5), "3 d"),
+    ],
+)
+def test_lateness_is_written_in_its_two_largest_units(late: timedelta, text: str) -> None:
+    assert format_lateness(late) == text
