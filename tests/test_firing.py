@@ -217,5 +217,7 @@ def test_the_watched_coins_are_read_off_the_index(database: SyncDB, make_alert: 
     for number in range(300):
         make_alert(200.0 + number, coin={"_id": 1 + number % 3, "symbol": "X"})
     assert firings.watched_coins(database) == {1, 2, 3}
-    plan = database.command("explain", {"distinct": "alerts", "key": "coin_id", "query": {"status": "created"}})
-    assert "DISTINCT_SCAN" in str(plan)
+    for query in ({"status": "created"}, {"unsettled": True}):
+        plan = database.command("explain", {"distinct": "alerts", "key": "coin_id", "query": query})
+        assert "DISTINCT_SCAN" in str(plan)
+        assert "COLLSCAN" not in str(plan)

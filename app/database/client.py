@@ -54,7 +54,11 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="newest_first",
         ),
         # Alerts made before a price of their coin was known; few, and only until the next poll.
-        IndexModel([("coin_id", ASCENDING)], name="unsettled", partialFilterExpression={"unsettled": True}),
+        IndexModel(
+            [("unsettled", ASCENDING), ("coin_id", ASCENDING)],
+            name="unsettled",
+            partialFilterExpression={"unsettled": True},
+        ),
         IndexModel([("notification.due_at", ASCENDING)], name="outbox", partialFilterExpression=IN_OUTBOX),
     ],
     "coins": [
