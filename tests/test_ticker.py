@@ -152,14 +152,23 @@ def test_a_stale_price_is_no_observation(
 def test_a_reply_that_is_wrong_fires_nothing_and_the_next_good_one_does(
     ticker: Ticker, exchange: Exchange, clock: ManualClock, arm: Callable[..., Document], fault: Fault
 ) -> None:
-    """Invariants 6 and 7."""
+    """Invariants 6 and 7, for alerts in both directions."""
     arm(50_000.0)
+    arm(40_000.0, direction="below")
     clock.advance(1)
     exchange.market.set_price(1, 60_000.0)
     exchange.faults.add(QUOTES, fault, times=1)
     assert ticker.poll() == 0
     clock.advance(20)
     assert ticker.poll() == 1
+
+
+def test_a_row_about_a_coin_that_was_not_asked_for_is_left_out(client: CoinMarketCap, exchange: Exchange) -> None:
+    """Invariant 6."""
+    exchange.faults.add(
+        QUOTES, Fault.changed(lambda body: {**body, "data": [*body["data"], {**body["data"][0], "id": 1027}]})
+    )
+    assert [quote.coin_id for quote in client.quotes([1])] == [1]
 
 
 def test_one_broken_row_harms_no_other(ticker: Ticker, exchange: Exchange, clock: ManualClock, arm: Any) -> None:
