@@ -61,16 +61,14 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _check_database(settings: Settings) -> None:
-    client = connect(settings.mongo_url)
     try:
-        client.admin.command("ping")
+        with connect(settings.mongo_url) as client:
+            client.admin.command("ping")
     except PyMongoError as error:
         raise StartError(
             f"no MongoDB answers at MONGO_URL ({type(error).__name__}). Start it, correct MONGO_URL in .env, "
             "or leave MONGO_URL empty to run an embedded one."
         ) from error
-    finally:
-        client.close()
 
 
 if __name__ == "__main__":

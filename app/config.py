@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from decouple import Config, RepositoryEmpty, RepositoryEnv
 from email_validator import EmailNotValidError, validate_email
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
 
 from app.errors import SettingsError
 
@@ -45,6 +47,7 @@ class Settings:
     mail_from: str = FALLBACK_MAIL_FROM
     crypto_api_key: str = field(default="", repr=False)
     market_cache_seconds: int = 300
+    cors_origins: tuple[str, ...] = ()
     max_alerts_per_user: int = 100
     host: str = "0.0.0.0"
     port: int = 8000
@@ -83,6 +86,7 @@ def load_settings(env_file: Path = PROJECT_ROOT / ".env") -> Settings:
         mail_from=source.read("MAIL_FROM", smtp_user or FALLBACK_MAIL_FROM, _mail_address, "alerts@example.com"),
         crypto_api_key=source.read("CRYPTO_API_KEY", "", _header_value, "(the output of: openssl rand -base64 48)"),
         market_cache_seconds=source.read("MARKET_CACHE_SECONDS", 300, _integer(1, 86_400), "300"),
+        cors_origins=source.read("CORS_ORIGINS", "", _origins, "https://app.example.com,http://localhost:3000"),
         max_alerts_per_user=source.read("MAX_ALERTS_PER_USER", 100, _integer(1, 10_000_000), "100"),
         host=source.read("HOST", "0.0.0.0", _text, "127.0.0.1"),
         port=source.read("PORT", 8000, _integer(1, 65_535), "8000"),
@@ -93,7 +97,10 @@ class _Source:
     """decouple's lookup (environment first, then the file), with errors that name the setting."""
 
     def __init__(self, env_file: Path) -> None:
-        self._config = Config(RepositoryEnv(str(env_file)) if env_file.is_file() else RepositoryEmpty())
+        try:
+            self._config = Config(RepositoryEnv(str(env_file)) if env_file.is_file() else RepositoryEmpty())
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"{env_file} is not UTF-8 text. Save it as UTF-8.") from error
 
     def read(self, name: str, default: object, parse: Callable[[str], T], example: str) -> T:
         """Return the parsed value; one that is absent or empty counts as `default`, which is parsed like any other."""
@@ -158,14 +165,37 @@ def _integer(lowest: int, highest: int) -> Callable[[str], int]:
 
 def _url(text: str) -> str:
     """An http(s) base URL, returned without a trailing slash."""
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"is {text!r}, which is not a base URL that starts with http:// or https://")
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise ValueError("is not a base URL: it starts with http:// or https://, then host and port, and has no query")
     return text.rstrip("/")
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers send them, separated by commas; `*` alone allows every one."""
+    origins = tuple(origin.strip().rstrip("/") for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        parts = urlsplit(origin)
+        is_origin = (
+            parts.scheme in {"http", "https"} and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
+        )
+        if not is_origin and origins != ("*",):
+            raise ValueError(f"holds {origin!r}, which is no origin (scheme and host, no path)")
+    return origins
+
+
 def _mongo_url(text: str) -> str:
-    if text and not text.startswith(("mongodb://", "mongodb+srv://")):
+    """Never says what the value is: it may hold a password."""
+    if text.startswith("mongodb://"):
+        try:
+            parse_uri(text)
+        except (PyMongoError, ValueError):
+            raise ValueError("is not a connection string that MongoDB understands") from None
+    elif text and not text.startswith("mongodb+srv://"):  # to read one of these takes DNS
         raise ValueError("does not start with mongodb:// or mongodb+srv://")
     return text
 

@@ -92,6 +92,15 @@ class UpstreamError(CryptoTickerError):
         self.source = source
         self.reason = reason
 
+    @property
+    def detail(self) -> str:
+        """What a caller is told."""
+        return f"{self._name} gives no usable answer just now ({self.reason[:120]}). Try again in a minute."
+
+    @property
+    def _name(self) -> str:
+        return {"bybit": "Bybit", "coinmarketcap": "CoinMarketCap"}.get(self.source, self.source)
+
 
 class UpstreamThrottledError(UpstreamError):
     """The upstream asked for silence; `retry_at` is aware UTC, or None where it named no time."""
@@ -100,13 +109,31 @@ class UpstreamThrottledError(UpstreamError):
         super().__init__(source, reason)
         self.retry_at = retry_at
 
+    @property
+    def detail(self) -> str:
+        """What a caller is told."""
+        return f"{self._name} must not be asked just now ({self.reason[:120]}). Try again when Retry-After has passed."
+
 
 class UpstreamTimeoutError(UpstreamError):
     """The upstream took too long, or said that it did."""
 
+    @property
+    def detail(self) -> str:
+        """What a caller is told."""
+        return f"{self._name} did not answer in time ({self.reason[:120]}). Try again in a minute."
+
 
 class UpstreamBlockedError(UpstreamError):
     """The upstream refuses this machine's address or country; asking again from here is useless."""
+
+    @property
+    def detail(self) -> str:
+        """What a caller is told."""
+        return (
+            f"{self._name} refuses requests from this server's address or country ({self.reason[:120]}). "
+            f"Whoever runs this service can set {self.source.upper()}_URL to a host that serves the country."
+        )
 
 
 class UnknownPairError(UpstreamError):
@@ -115,6 +142,11 @@ class UnknownPairError(UpstreamError):
     def __init__(self, source: str, symbol: str) -> None:
         super().__init__(source, f"there is no spot pair {symbol!r}")
         self.symbol = symbol
+
+    @property
+    def detail(self) -> str:
+        """What a caller is told."""
+        return f"{self._name} has no spot pair {self.symbol!r}. GET /api/market/aggregated_data lists the USDT pairs."
 
 
 class MailError(CryptoTickerError):

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
 from app.database import feeds, notifications
+from app.market.bybit import SOURCE as BYBIT
 from app.market.coinmarketcap import SOURCE
 from app.services import Services
 
@@ -22,6 +23,17 @@ class PriceFeed(BaseModel):
     last_good_age_seconds: float | None
     last_error_at: datetime | None
     last_error: str | None
+
+
+class Upstream(BaseModel):
+    """Everything that was asked of CoinMarketCap or Bybit, by all copies of this service together."""
+
+    last_success_at: datetime | None
+    last_error_at: datetime | None
+    last_error: str | None
+    calls_today: int = Field(description="Since midnight UTC")
+    credits_today: int = Field(description="Since midnight UTC, as its answers state them; Bybit costs none")
+    credits_left: int | None = Field(description="Of a CoinMarketCap key this month, read every 15 minutes; else null")
 
 
 class MailQueue(BaseModel):
@@ -41,16 +53,19 @@ class Health(BaseModel):
     scheduler_heartbeat_age_seconds: float = Field(description="Since the scheduler thread last went round")
     prices: PriceFeed
     mail: MailQueue
+    upstreams: dict[str, Upstream] = Field(description="`bybit` and `coinmarketcap`; empty while the database is down")
 
 
 async def check_health(services: Services) -> Health:
     """Look at every part once. Raises nothing for a part that is down."""
     try:
         prices, mail = await _prices(services), await _mail(services)
+        upstreams = {source: await _upstream(services, source) for source in (BYBIT, SOURCE)}
         database: Literal["ok", "down"] = "ok"
     except PyMongoError:
         prices = PriceFeed(last_good_at=None, last_good_age_seconds=None, last_error_at=None, last_error=None)
         mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None)
+        upstreams = {}
         database = "down"
     heartbeat_age = services.scheduler.heartbeat_age
     alive = services.scheduler.is_alive() and heartbeat_age < _patience(services)
@@ -61,6 +76,7 @@ async def check_health(services: Services) -> Health:
         scheduler_heartbeat_age_seconds=round(heartbeat_age, 3),
         prices=prices,
         mail=mail,
+        upstreams=upstreams,
     )
 
 
@@ -87,6 +103,18 @@ async def _prices(services: Services) -> PriceFeed:
         last_good_age_seconds=_age(services, last_good_at),
         last_error_at=known.get("last_error_at"),
         last_error=known.get("last_error"),
+    )
+
+
+async def _upstream(services: Services, source: str) -> Upstream:
+    known = await services.market.usage.today(source)
+    return Upstream(
+        last_success_at=known.get("answered_at"),
+        last_error_at=known.get("failed_at"),
+        last_error=known.get("failure"),
+        calls_today=known["usage"]["calls"],
+        credits_today=known["usage"]["credits"],
+        credits_left=known.get("credits_left"),
     )
 
 

@@ -1,15 +1,19 @@
-"""The background threads: one polls prices on a `schedule`, one drains the outbox."""
+"""The background threads: one polls prices on a `schedule`, one follows candles, one drains the outbox."""
 
 import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from threading import Event, Thread
 from typing import cast
 
 import schedule
 
+from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import Mailer
+from app.backoff import BackOff
+from app.errors import UpstreamError
 from app.ticker import Ticker
 
 logger = logging.getLogger(__name__)
@@ -21,7 +25,8 @@ LONGEST_WAIT_SECONDS = 0.5
 STEP_SECONDS = 1.0
 """From which difference on a wall clock is said to have been set rather than to drift."""
 IDLE_SECONDS = 1.0
-"""How often the outbox is looked at when nobody said that something fired."""
+"""How often the outbox and the minute are looked at when nobody said that something is due."""
+CANDLES_FAILED = BackOff(timedelta(seconds=2), timedelta(minutes=1))
 
 
 def job(ticker: Ticker, on_fired: Callable[[], None]) -> None:
@@ -30,16 +35,30 @@ def job(ticker: Ticker, on_fired: Callable[[], None]) -> None:
         on_fired()
 
 
-class SchedulerThread(Thread):
+class StoppableThread(Thread):
+    """A daemon thread that is asked to end, waited for a while, and then left to end with the process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.stopping = Event()
+
+    def stop(self) -> None:
+        """Ask the thread to end and wait for it, at most STOP_SECONDS."""
+        self.stopping.set()
+        self.join(STOP_SECONDS)
+        if self.is_alive():
+            logger.warning("the %s is still waiting for an answer; it ends with the process", self.name)
+
+
+class SchedulerThread(StoppableThread):
     """Runs `job()` at start and then every `poll_seconds`, one at a time, until `stop()`."""
 
     def __init__(self, *, ticker: Ticker, poll_seconds: float, on_fired: Callable[[], None]) -> None:
-        super().__init__(name="scheduler", daemon=True)
+        super().__init__("scheduler")
         self.first_run_done = Event()
         self._ticker = ticker
         self._poll_seconds = poll_seconds
         self._on_fired = on_fired
-        self._stopping = Event()
         self._heartbeat = time.monotonic()
         self._scheduler = schedule.Scheduler()
 
@@ -54,7 +73,7 @@ class SchedulerThread(Thread):
         self.first_run_done.set()
         self._plan()
         offset = _wall_clock_offset()
-        while not self._stopping.wait(self._idle_seconds()):
+        while not self.stopping.wait(self._idle_seconds()):
             self._heartbeat = time.monotonic()
             # `schedule` plans by the wall clock: set back by an hour it would be silent for an hour.
             if abs(_wall_clock_offset() - offset) > STEP_SECONDS:
@@ -62,13 +81,6 @@ class SchedulerThread(Thread):
                 offset = _wall_clock_offset()
                 self._plan()
             self._scheduler.run_pending()
-
-    def stop(self) -> None:
-        """Ask the thread to end and wait for it, at most STOP_SECONDS."""
-        self._stopping.set()
-        self.join(STOP_SECONDS)
-        if self.is_alive():
-            logger.warning("the scheduler is still waiting for an answer; it ends with the process")
 
     def _plan(self) -> None:
         self._scheduler.clear()
@@ -85,14 +97,44 @@ class SchedulerThread(Thread):
         return min(max(self._scheduler.idle_seconds or 0.0, 0.0), LONGEST_WAIT_SECONDS)
 
 
-class SenderThread(Thread):
+class CandleThread(StoppableThread):
+    """Has each minute's candles evaluated once it is over, apart from the polls: neither waits for the other."""
+
+    def __init__(self, *, catch_up: CatchUp, on_fired: Callable[[], None]) -> None:
+        super().__init__("candle thread")
+        self._catch_up = catch_up
+        self._on_fired = on_fired
+        self._failures = 0
+
+    def run(self) -> None:
+        """Catch up until stopped. Nothing that Bybit or MongoDB does ends the thread."""
+        wait = 0.0
+        while not self.stopping.wait(wait):
+            wait = self._round()
+
+    def _round(self) -> float:
+        """Catch up once; returns how many seconds to wait for the next time."""
+        try:
+            if self._catch_up.run():
+                self._on_fired()
+        except UpstreamError as error:
+            logger.warning("candles wait: %s", error)
+        except Exception:
+            logger.exception("catching up failed; it goes on from the watermarks")
+        else:
+            self._failures = 0
+            return IDLE_SECONDS
+        self._failures += 1
+        return CANDLES_FAILED.after(self._failures - 1).total_seconds()
+
+
+class SenderThread(StoppableThread):
     """Drains the outbox: at once when woken, else every second, until `stop()`."""
 
     def __init__(self, *, delivery: Delivery, mailer: Mailer) -> None:
-        super().__init__(name="sender", daemon=True)
+        super().__init__("sender")
         self._delivery = delivery
         self._mailer = mailer
-        self._stopping = Event()
         self._awake = Event()
 
     def wake(self) -> None:
@@ -101,23 +143,21 @@ class SenderThread(Thread):
 
     def run(self) -> None:
         """Deliver until stopped. Nothing that a delivery raises ends the thread."""
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             self._awake.clear()
             if not self._deliver():
                 self._awake.wait(IDLE_SECONDS)
         self._mailer.close()
 
     def stop(self) -> None:
-        """Finish the mail in hand, put the others back, and end; waits at most STOP_SECONDS."""
-        self._stopping.set()
-        self._awake.set()
-        self.join(STOP_SECONDS)
-        if self.is_alive():
-            logger.warning("the mail server does not answer; the mail in hand is repeated after its lease")
+        """Finish the mail in hand, put the others back, and end. A mail cut short is repeated after its lease."""
+        self.stopping.set()
+        self.wake()
+        super().stop()
 
     def _deliver(self) -> int:
         try:
-            return self._delivery.deliver_due(stopping=self._stopping.is_set)
+            return self._delivery.deliver_due(stopping=self.stopping.is_set)
         except Exception:
             logger.exception("the delivery failed; it is tried again")
             return 0

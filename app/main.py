@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from fastapi import FastAPI
 
+from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import connect_mailer
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
 from app.database import client, coins
-from app.job_scheduler import SchedulerThread, SenderThread
-from app.routers import alerts, service, users
+from app.job_scheduler import CandleThread, SchedulerThread, SenderThread
+from app.market.bybit import Bybit
+from app.market.market_data import make_meters, open_market
+from app.routers import alerts, market, service, users
 from app.routers.body_limit import BodyLimit
+from app.routers.cors import Cors
 from app.routers.error_handlers import install_error_handlers
+from app.routers.market_fast_path import MarketFastPath
 from app.services import Services
 from app.ticker import Ticker, connect_coinmarketcap
 
@@ -50,8 +55,10 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, most_bytes=MOST_BODY_BYTES)
+    app.add_middleware(MarketFastPath)
+    app.add_middleware(Cors)
     install_error_handlers(app)
-    for module in (service, users, alerts):
+    for module in (service, users, alerts, market):
         app.include_router(module.router)
     return app
 
@@ -63,7 +70,8 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
         logger.warning("MAIL_FROM is not set: mails come from %s, which most mail servers refuse", FALLBACK_MAIL_FROM)
     async_client = client.connect_async(settings.mongo_url)
     sync_client = client.connect(settings.mongo_url)
-    coinmarketcap = connect_coinmarketcap(settings, clock)
+    meters = make_meters(clock)
+    coinmarketcap = connect_coinmarketcap(settings, clock, meters.coinmarketcap)
     passwords = PasswordHasher(settings.bcrypt_rounds)
     sync_database = sync_client[settings.mongo_db]
     await asyncio.to_thread(_prepare, sync_database)
@@ -76,19 +84,38 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
     scheduler.start()
     try:
         await asyncio.to_thread(scheduler.first_run_done.wait, FIRST_PRICES_SECONDS)
-        yield Services(
-            settings=settings,
-            clock=clock,
-            database=async_client[settings.mongo_db],
-            passwords=passwords,
-            scheduler=scheduler,
-        )
+        database = async_client[settings.mongo_db]
+        async with (
+            open_market(settings, clock=clock, database=database, meters=meters) as market_data,
+            _following_candles(settings, clock, sync_database, market_data.bybit, sender.wake),
+        ):
+            yield Services(
+                settings=settings,
+                clock=clock,
+                database=database,
+                passwords=passwords,
+                scheduler=scheduler,
+                market=market_data,
+            )
     finally:
         await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(sender.stop))
         passwords.close()
         coinmarketcap.close()
         sync_client.close()
         await async_client.close()
+
+
+@asynccontextmanager
+async def _following_candles(
+    settings: Settings, clock: Clock, database: client.SyncDB, bybit: Bybit, on_fired: Callable[[], None]
+) -> AsyncIterator[None]:
+    catch_up = CatchUp(settings=settings, database=database, bybit=bybit, clock=clock)
+    thread = CandleThread(catch_up=catch_up, on_fired=on_fired)
+    thread.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(thread.stop)
 
 
 def _prepare(database: client.SyncDB) -> None:

@@ -142,6 +142,34 @@ class Alert(BaseModel):
     notification: Notification | None
 
 
+class MarketPair(BaseModel):
+    """A Bybit spot USDT pair."""
+
+    coinName: str | None = Field(description="CoinMarketCap's name of the coin")
+    currentPrice: str | None = Field(description="In USDT; null while nothing was traded")
+    priceChange24hPcnt: str | None = Field(description="A fraction: 0.0068 is 0.68 %")
+    volume24h: str | None = Field(description="In coins")
+    coinLogoURL: str | None
+    marketCapUSD: float | None
+    marketCapRank: int | None
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "coinName": "Bitcoin",
+                    "currentPrice": "100000.1",
+                    "priceChange24hPcnt": "0.0068",
+                    "volume24h": "11801.27771",
+                    "coinLogoURL": "https://s2.coinmarketcap.com/static/img/coins/64x64/1.png",
+                    "marketCapUSD": 2009513700000.5,
+                    "marketCapRank": 1,
+                }
+            ]
+        }
+    )
+
+
 class ErrorBody(BaseModel):
     """Every error: one sentence, or FastAPI's list of what is wrong with the input."""
 

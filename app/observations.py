@@ -7,23 +7,26 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """From `start` to `end` (aware UTC) the coin's price in USD moved between `low` and `high` and ended at `close`.
+    """From `start` to `end` (aware UTC) the coin's price in USD went from `first` to `close` between `low` and `high`.
 
-    A poll sees an instant: `start == end` and `low == high == close`. Only alerts that existed at `start` may fire.
+    A poll sees an instant: `start == end`, and one price. A candle names its `pair`. Only alerts that existed at
+    `start` may fire, and on a candle only those with `touch`.
     """
 
     coin_id: int
     start: datetime
     end: datetime
+    first: float
     low: float
     high: float
     close: float
     source: str
+    pair: str | None = None
 
     @classmethod
     def of_instant(cls, *, coin_id: int, at: datetime, price: float, source: str) -> "Observation":
         """Make the observation of one price at one moment."""
-        return cls(coin_id=coin_id, start=at, end=at, low=price, high=price, close=price, source=source)
+        return cls(coin_id=coin_id, start=at, end=at, first=price, low=price, high=price, close=price, source=source)
 
 
 def usable_price(value: object) -> float | None:

@@ -1,15 +1,24 @@
 """What the running service is made of; the lifespan puts it together, routers find it on `request.state.services`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import Settings
 from app.database.client import AsyncDB
+from app.market.market_data import MarketData
 
-if TYPE_CHECKING:
-    from app.job_scheduler import SchedulerThread
+
+class Beating(Protocol):
+    """A background thread, as far as /health looks at it."""
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since it last went round its loop."""
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,4 +29,5 @@ class Services:
     clock: Clock
     database: AsyncDB
     passwords: PasswordHasher
-    scheduler: "SchedulerThread"
+    market: MarketData
+    scheduler: Beating

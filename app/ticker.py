@@ -137,7 +137,7 @@ class Ticker:
 
     def _evaluate(self, observations: list[Observation]) -> int:
         # Prices are stored before they are evaluated: an alert that is being created now either is seen by this
-        # evaluation or, finding the newer price, restates its creation as later than it (see routers/alerts.py).
+        # evaluation or, finding the newer price, restates its creation as later than it (see alerting/creation.py).
         coins.store_prices(self._database, observations)
         return firing.evaluate(self._database, observations, now=self._clock.now())
 

@@ -126,7 +126,9 @@ def test_only_alerts_that_existed_when_an_observation_began_can_fire(
     """Invariant 4, to the millisecond."""
     observed_from = NOON + SECOND
     make_alert(110.0, now=observed_from + timedelta(milliseconds=created_after))
-    minute = Observation(1, observed_from, observed_from + timedelta(minutes=1), 90.0, 120.0, 100.0, "bybit")
+    minute = Observation(
+        1, observed_from, observed_from + timedelta(minutes=1), 95.0, 90.0, 120.0, 100.0, "bybit", "BTCUSDT"
+    )
     assert evaluate(database, minute) == int(fires)
 
 
@@ -142,7 +144,9 @@ def test_an_observation_speaks_of_its_own_coin_only(database: SyncDB, make_alert
 def test_what_fired_says_when_and_at_which_price(database: SyncDB, make_alert: MakeAlert) -> None:
     high, low = make_alert(110.0), make_alert(95.0, "below")
     start = NOON + SECOND
-    evaluate(database, Observation(1, start, start + timedelta(minutes=1), 90.0, 120.0, 100.0, "bybit"))
+    evaluate(
+        database, Observation(1, start, start + timedelta(minutes=1), 95.0, 90.0, 120.0, 100.0, "bybit", "BTCUSDT")
+    )
     for alert, price in ((high, 120.0), (low, 90.0)):
         fired = database.alerts.find_one({"_id": alert["_id"]})
         assert fired is not None

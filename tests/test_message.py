@@ -24,8 +24,10 @@ def fired(**changes: Any) -> dict[str, Any]:
         "currentPrice": 96_500.25,
         "created_at": NOON - timedelta(days=2),
         "triggered_at": NOON,
+        "triggered_until": NOON,
         "triggered_price": 100_250.75,
         "triggered_source": "coinmarketcap",
+        "triggered_pair": None,
     }
     return alert | changes
 
@@ -61,6 +63,16 @@ def test_both_texts_say_everything() -> None:
         ):  # fmt: skip
             assert fact in text
         assert "late" not in text
+
+
+def test_a_candle_is_named_with_its_pair_and_is_late_only_after_its_minute() -> None:
+    minute = timedelta(minutes=1)
+    alert = fired(triggered_source="bybit", triggered_pair="BTCUSDT", triggered_until=NOON + minute)
+    for text in parts(alert, late=2 * minute):
+        assert "Bybit BTCUSDT, in the minute that began then" in text
+        assert "late" not in text
+    for text in parts(alert, late=3 * minute):
+        assert "This notice is 2 min late" in text
 
 
 def test_a_late_notice_says_how_late() -> None:

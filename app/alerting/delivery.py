@@ -1,16 +1,15 @@
 """Draining the outbox: claim, send, record; each mail on its own, so that a bad address never holds up the rest."""
 
 import logging
-import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from bson import ObjectId
 
 from app.alerting import mailer as mailing
 from app.alerting.mailer import Mailer
 from app.alerting.message import compose
+from app.backoff import BackOff
 from app.clock import Clock
 from app.database import notifications
 from app.database.client import Document, SyncDB
@@ -22,19 +21,6 @@ BATCH = 50
 LEASE = timedelta(seconds=60)
 ONE_MAIL = timedelta(seconds=mailing.STEPS * mailing.TIMEOUT_SECONDS)
 """The longest that one mail can take before its time-outs end it: that much of a lease must be left to begin it."""
-
-
-class BackOff(NamedTuple):
-    """How long to wait after the first failure, and at most after many."""
-
-    first: timedelta
-    longest: timedelta
-
-    def after(self, failures: int) -> timedelta:
-        """Doubling with each failure, and up to a quarter less, so that waiting mails don't come in step."""
-        doubled = self.first * (1 << min(failures, 30))
-        return min(doubled, self.longest) * random.uniform(0.75, 1.0)
-
 
 REFUSED = BackOff(timedelta(seconds=30), timedelta(hours=1))
 SERVER_DOWN = BackOff(timedelta(seconds=2), timedelta(minutes=1))

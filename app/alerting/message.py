@@ -12,7 +12,7 @@ from app.database.client import Document
 
 LATE_AFTER = timedelta(minutes=1)
 VERBS = {"above": "rose above", "below": "fell below"}
-SOURCES = {"coinmarketcap": "CoinMarketCap"}
+SOURCES = {"coinmarketcap": "CoinMarketCap", "bybit": "Bybit {}, in the minute that began then"}
 
 _templates = Environment(
     loader=PackageLoader("app.alerting"),
@@ -26,16 +26,16 @@ _templates = Environment(
 def compose(alert: Document, *, mail_from: str, now: datetime) -> EmailMessage:
     """Return the mail of a fired alert; `now` (aware UTC) is its date."""
     headline = f"{alert['symbol']} {VERBS[alert['direction']]} {format_price(alert['target'])} USD"
-    seen_at: datetime = alert["triggered_at"]
+    seen_until: datetime = alert["triggered_until"]
     facts = {
         "headline": headline,
         "name": f"{alert['symbol']} (CoinMarketCap id {alert['coin_id']})",
         "direction": alert["direction"],
         "target": format_price(alert["target"]),
         "price": format_price(alert["triggered_price"]),
-        "seen_at": _format_time(seen_at),
-        "source": SOURCES.get(alert["triggered_source"], alert["triggered_source"]),
-        "late": format_lateness(now - seen_at) if now - seen_at > LATE_AFTER else "",
+        "seen_at": _format_time(alert["triggered_at"]),
+        "source": SOURCES[alert["triggered_source"]].format(alert["triggered_pair"]),
+        "late": format_lateness(now - seen_until) if now - seen_until > LATE_AFTER else "",
         "price_then": f"{format_price(alert['currentPrice'])} USD" if alert["currentPrice"] else "price not known",
         "created_at": _format_time(alert["created_at"]),
         "alert_id": str(alert["_id"]),

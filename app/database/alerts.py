@@ -1,11 +1,12 @@
 """Queries of the web side on `alerts`. Each one is scoped to one user (invariant 8).
 
 An alert: `{_id, user_id, email, status, symbol, coin_id, direction, directions, touch, target, currentPrice,
-created_at, triggered_at, triggered_price, triggered_source, fired_at, deleted_at, notification, unsettled?}`.
+created_at, triggered_at, triggered_until?, triggered_price, triggered_source, triggered_pair?, fired_at, deleted_at,
+notification, unsettled?}`.
 
-`directions` lists those that the alert may still fire in: both until the first price settles it. `triggered_at` is
-when the market touched the target, `fired_at` when this service noticed. `notification` is the alert's place in the
-outbox: see `notifications.py`.
+`directions` lists those that the alert may still fire in: both until the first price settles it. `triggered_at` to
+`triggered_until` is when the market touched the target (a poll's instant, a candle's minute), `fired_at` when this
+service noticed. `notification` is the alert's place in the outbox: see `notifications.py`.
 """
 
 from collections.abc import Sequence

@@ -63,6 +63,11 @@ def replace_map(database: SyncDB, coins: Iterable[Document], *, now: datetime) -
     return len(updates)
 
 
+def find_coin(database: SyncDB, *, coin_id: int) -> Document | None:
+    """Return the coin with this id, or None."""
+    return database.coins.find_one({"_id": coin_id})
+
+
 def best_ranked(database: SyncDB, *, count: int) -> list[int]:
     """Return the ids of the `count` best-ranked active coins, best first."""
     coins = database.coins.find({"active": True}, {"_id": 1}).sort("rank", ASCENDING).limit(count)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import pymongo
-from pymongo import UpdateMany
+from pymongo import ASCENDING, UpdateMany
 
 from app.database.client import BULK_TIMEOUT_SECONDS, LIVE, Document, SyncDB
 from app.observations import Observation
@@ -28,19 +28,39 @@ def settle(database: SyncDB, observations: Iterable[Observation]) -> None:
     waiting = set(database.alerts.distinct("coin_id", {"unsettled": True}))
     updates = [_settlement(seen) for seen in observations if seen.coin_id in waiting]
     if updates:
-        database.alerts.bulk_write(updates, ordered=False)
+        database.alerts.bulk_write(updates, ordered=True)
+
+
+def first_live_since(database: SyncDB, *, coin_id: int) -> datetime | None:
+    """Return when the oldest live alert of the coin that wants candles was created, None if there is none."""
+    wanting = {**LIVE, "coin_id": coin_id, "touch": True}
+    oldest = database.alerts.find_one(wanting, {"created_at": 1}, sort=[("created_at", ASCENDING)], hint="armed")
+    return oldest["created_at"] if oldest else None
+
+
+def is_any_touched(database: SyncDB, *, coin_id: int, low: float, high: float, before: datetime) -> bool:
+    """Whether prices from `low` to `high` reach a live alert of the coin that wants candles and is older than `before`.
+
+    One without a direction yet is reached by any price.
+    """
+    old_enough = {**LIVE, "coin_id": coin_id, "touch": True, "created_at": {"$lt": before}}
+    for reached in ({"direction": "above", "target": {"$lte": high}}, {"direction": "below", "target": {"$gte": low}}):
+        if database.alerts.find_one(old_enough | reached, {"_id": 1}, hint="armed"):
+            return True
+    return database.alerts.find_one(old_enough | {"direction": None}, {"_id": 1}, hint="armed") is not None
 
 
 def fire(database: SyncDB, observations: Sequence[Observation], *, now: datetime) -> int:
-    """Fire every live alert that the observations (at most one per coin) touched; returns how many fired.
+    """Fire every live alert that the observations touched, in their order; returns how many fired.
 
-    Costs an index range per coin and direction, however many alerts are live. Running it again fires nothing twice.
+    Costs an index range per observation and direction, however many alerts are live. Running it again fires nothing
+    twice.
     """
     updates = [_firing(seen, reached, now=now) for seen in observations for reached in _reached(seen)]
     if not updates:
         return 0
     with pymongo.timeout(BULK_TIMEOUT_SECONDS):
-        return database.alerts.bulk_write(updates, ordered=False).modified_count
+        return database.alerts.bulk_write(updates, ordered=True).modified_count
 
 
 def _reached(seen: Observation) -> tuple[tuple[str, Document, float], ...]:
@@ -56,24 +76,33 @@ def _firing(seen: Observation, reached: tuple[str, Document, float], *, now: dat
         "direction": direction,
         "target": targets,
         "created_at": {"$lte": seen.start},
+        **_eligible(seen),
     }
     firing: Document = {
         "status": "triggered",
         "triggered_at": seen.start,
+        "triggered_until": seen.end,
         "triggered_price": price,
         "triggered_source": seen.source,
+        "triggered_pair": seen.pair,
         "fired_at": now,
         "notification": {"state": "pending", "attempts": 0, "due_at": now, "sent_at": None, "error": None},
     }
     return UpdateMany(touched, {"$set": firing}, hint="armed")
 
 
+def _eligible(seen: Observation) -> Document:
+    """A candle is for alerts with `touch` only; the others go by the polled price alone."""
+    return {"touch": True} if seen.pair else {}
+
+
 def _settlement(seen: Observation) -> UpdateMany:
-    by_price: Any = {"$cond": [{"$gte": ["$target", seen.close]}, "above", "below"]}
+    by_price: Any = {"$cond": [{"$gte": ["$target", seen.first]}, "above", "below"]}
+    waiting: Document = {"unsettled": True, **LIVE, "coin_id": seen.coin_id, "created_at": {"$lte": seen.start}}
     return UpdateMany(
-        {"unsettled": True, **LIVE, "coin_id": seen.coin_id, "created_at": {"$lte": seen.start}},
+        waiting | _eligible(seen),
         [
-            {"$set": {"direction": {"$ifNull": ["$direction", by_price]}, "currentPrice": seen.close}},
+            {"$set": {"direction": {"$ifNull": ["$direction", by_price]}, "currentPrice": seen.first}},
             {"$set": {"directions": ["$direction"]}},
             {"$unset": "unsettled"},
         ],

@@ -1,4 +1,4 @@
-"""The join: Bybit's spot USDT pairs with CoinMarketCap's coins, by identity and never by ticker alone. Pure functions."""
+"""The join of Bybit's spot USDT pairs with CoinMarketCap's coins: by identity, never by ticker alone. All pure."""
 
 import re
 from collections import defaultdict
@@ -37,11 +37,9 @@ def bybit_figures(instruments: Iterable[Row], tickers: Iterable[Row]) -> tuple[d
 
     A figure that is missing or no number is None. Raises UpstreamError where the tickers price too few of the pairs.
     """
-    bases = _usdt_pairs(instruments)
-    figures = dict.fromkeys(bases, {}) | {
-        row["symbol"]: row for row in tickers if isinstance(row, dict) and row.get("symbol") in bases
-    }
-    read = {pair: _read(row) for pair, row in figures.items()}
+    bases = usdt_pairs(instruments)
+    rows = {row["symbol"]: row for row in tickers if isinstance(row, dict) and row.get("symbol") in bases}
+    read = {pair: _read(rows.get(pair, {})) for pair in bases}
     priced = sum(row["currentPrice"] is not None for row in read.values())
     if not bases or priced < LEAST_PRICED_SHARE * len(bases):
         raise UpstreamError(SOURCE, f"its tickers price only {priced} of {len(bases)} USDT pairs")
@@ -81,7 +79,7 @@ def coin_figures(pairs: Mapping[str, Pair]) -> dict[str, Figures]:
     }
 
 
-def _usdt_pairs(instruments: Iterable[Row]) -> dict[str, str]:
+def usdt_pairs(instruments: Iterable[Row]) -> dict[str, str]:
     """The base coin of each pair that is a coin against USDT."""
     bases = {
         row["symbol"]: row["baseCoin"]

@@ -1,11 +1,12 @@
 """Bybit's public v5 market API, category spot: tickers, instruments and candles. Needs no key.
 
-Shapes, codes and limits: https://bybit-exchange.github.io/docs/v5/market/kline and its neighbours, v5/error, v5/rate-limit.
+Shapes, codes and limits: https://bybit-exchange.github.io/docs/v5/ (market, error, rate-limit).
 """
 
 import re
 import threading
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import requests
@@ -102,7 +103,7 @@ class Bybit:
             raise UpstreamError(SOURCE, f"asked for candles of {symbol}, it sent {body['result'].get('symbol')!r:.50}")
         rows = _rows(body)
         starts = [int(row[0]) for row in rows if _is_candle(row)]
-        if len(starts) < len(rows) or any(later <= earlier for later, earlier in zip(starts, starts[1:], strict=False)):
+        if len(starts) < len(rows) or any(later <= earlier for later, earlier in pairwise(starts)):
             raise UpstreamError(SOURCE, "a reply with candles that are none")
         return Candles(rows, body["time"])
 

@@ -1,15 +1,17 @@
 """CoinMarketCap's API: latest quotes, listings, the map of coins and a key's credits, with a key or keyless.
 
-Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 quotes and listings, v1 map and key info).
+Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 quotes, listings; v1 map, key info).
 """
 
+import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import requests
 
@@ -17,6 +19,7 @@ from app.clock import Clock, parse_utc
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market import http
 from app.market.meter import Meter
+from app.market.sieve import sift_aside
 from app.observations import usable_price
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,6 @@ DAILY_LIMIT = 1009
 MONTHLY_LIMIT = 1010
 ADDRESS_LIMIT = 1011
 LIMITS = range(MINUTE_LIMIT, ADDRESS_LIMIT + 1)
-
-Data = TypeVar("Data", list[Any], dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,40 +149,46 @@ class CoinMarketCap:
                 break
         return list(coins.values())
 
-    def listings(self, start: int, limit: int = LISTINGS_PAGE) -> ListingsPage:
-        """Return up to `limit` (at most 5,000) active coins from the `start`-th (1-based) on, biggest first.
+    def listings(self, start: int, tickers: Collection[str], limit: int = LISTINGS_PAGE) -> ListingsPage:
+        """Return those of `limit` (at most 5,000) active coins that have one of these upper-case tickers.
 
-        Rows without a positive price are left out. Costs 1 credit per 250 coins. Raises UpstreamError.
+        Coins come biggest first, from the `start`-th (1-based) on; those without a positive price are left out.
+        Costs 1 credit per 250 of the `limit`. Raises UpstreamError.
         """
         params = {"start": str(start), "limit": str(limit), "convert": USD, "aux": "cmc_rank"}
-        rows = self._get("/v3/cryptocurrency/listings/latest", params)
-        return ListingsPage([listing for row in rows if (listing := _listing(row))], is_last=len(rows) < limit)
+        parse = partial(sift_aside, tickers=tickers)
+        body = self._get_body("/v3/cryptocurrency/listings/latest", params, list, parse)
+        listings = [listing for row in body["data"] if (listing := _listing(row))]
+        return ListingsPage(listings, is_last=body["row_count"] < limit)
 
     def credits_left(self) -> int | None:
         """Return how many credits the key has left this month, None where the plan doesn't say. Costs no credit.
 
         Only for clients with a key. Raises UpstreamError.
         """
-        usage = self._get_data("/v1/key/info", {}, dict).get("usage")
+        usage = self._get_body("/v1/key/info", {}, dict)["data"].get("usage")
         month = usage.get("current_month") if isinstance(usage, dict) else None
         left = month.get("credits_left") if isinstance(month, dict) else None
         return left if isinstance(left, int) else None
 
     def _get(self, path: str, params: dict[str, str]) -> list[Any]:
         """Return the reply's `data`, a list. Raises UpstreamError for everything else."""
-        return self._get_data(path, params, list)
+        rows: list[Any] = self._get_body(path, params, list)["data"]
+        return rows
 
-    def _get_data(self, path: str, params: dict[str, str], kind: type[Data]) -> Data:
+    def _get_body(
+        self, path: str, params: dict[str, str], kind: type, parse: http.Parse = json.loads
+    ) -> dict[str, Any]:
+        """Return a good reply whose `data` is of that kind. Raises UpstreamError for everything else."""
         with self._meter.call():
-            reply = http.get(self._session, SOURCE, self._base_url + path, params, self._patience)
+            reply = http.get(self._session, SOURCE, self._base_url + path, params, self._patience, parse)
             self._raise_for_error(reply)
-            data = reply.body.get("data") if isinstance(reply.body, dict) else None
-            if not isinstance(data, kind):
+            if not isinstance(reply.body, dict) or not isinstance(reply.body.get("data"), kind):
                 reason = f"HTTP {reply.status} without a {kind.__name__} of data {reply.excerpt!r}".rstrip(" '")
                 raise UpstreamError(SOURCE, reason)
             credit_count = reply.body["status"].get("credit_count")
             self._meter.spend(credit_count if _is_id(credit_count) else 0)
-            return data
+            return reply.body
 
     def _raise_for_error(self, reply: http.Reply) -> None:
         code, message = _status(reply)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from app.errors import UpstreamError, UpstreamTimeoutError
 
 MOST_BYTES = 50 * 1024 * 1024
 PIECE_BYTES = 65_536
+
+Parse = Callable[[bytes], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ PATIENCE = Patience()
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An upstream's answer. `body` is the parsed JSON, or None where it was none: then `excerpt` shows its beginning."""
+    """An upstream's answer. `body` is the parsed JSON, or None if it was none: then `excerpt` shows its beginning."""
 
     status: int
     headers: Mapping[str, str]
@@ -38,15 +40,23 @@ class Reply:
 
 
 def get(
-    session: requests.Session, source: str, url: str, params: Mapping[str, str], patience: Patience = PATIENCE
+    session: requests.Session,
+    source: str,
+    url: str,
+    params: Mapping[str, str],
+    patience: Patience = PATIENCE,
+    parse: Parse = json.loads,
 ) -> Reply:
-    """GET `url`. Raises UpstreamError (naming `source`) when no whole answer arrives, as UpstreamTimeoutError if late."""
+    """GET `url`. Raises UpstreamError (naming `source`) when no whole answer comes, UpstreamTimeoutError if late.
+
+    `parse` makes JSON of the content, or raises ValueError.
+    """
     deadline = time.monotonic() + patience.total
     timeout = (patience.connect, patience.read)
     try:
         with session.get(url, params=dict(params), timeout=timeout, stream=True, allow_redirects=False) as response:
             content = _read(response, deadline, source)
-            return Reply(response.status_code, response.headers, *_parse(content))
+            return Reply(response.status_code, response.headers, *_parsed(content, parse))
     except (requests.RequestException, HTTPError) as error:
         if _is_late(error):
             raise UpstreamTimeoutError(source, f"no answer within {patience.read:g} s") from error
@@ -70,8 +80,8 @@ def _read(response: requests.Response, deadline: float, source: str) -> bytes:
     return bytes(pieces)
 
 
-def _parse(content: bytes) -> tuple[Any, str]:
+def _parsed(content: bytes, parse: Parse) -> tuple[Any, str]:
     try:
-        return json.loads(content), ""
+        return parse(content), ""
     except (ValueError, RecursionError):
         return None, content[:200].decode(errors="replace")

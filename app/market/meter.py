@@ -3,22 +3,23 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from app.clock import Clock
-from app.errors import UpstreamError
+from app.errors import UnknownPairError, UpstreamError
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Since the last `Meter.take`: calls and credits, when an answer and a failure came last, and what failed."""
+    """Calls and credits since the last `Meter.take`; the rest is None where it is not news since then."""
 
     calls: int = 0
     credits: int = 0
     answered_at: datetime | None = None
     failed_at: datetime | None = None
     failure: str | None = None
+    credits_left: int | None = None
 
 
 class Meter:
@@ -28,34 +29,60 @@ class Meter:
         self.source = source
         self._clock = clock
         self._lock = threading.Lock()
-        self._calls = self._credits = 0
-        self._answered_at: datetime | None = None
-        self._failed_at: datetime | None = None
-        self._failure: str | None = None
+        self._tally = Tally()
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Count the call inside; an UpstreamError out of it is a failure, and passes on."""
+        """Count the call inside; an UpstreamError out of it is a failure, and passes on.
+
+        That Bybit does not know a pair is a good answer to a bad question.
+        """
         with self._lock:
-            self._calls += 1
+            self._tally = replace(self._tally, calls=self._tally.calls + 1)
         try:
             yield
+        except UnknownPairError:
+            self._answered()
+            raise
         except UpstreamError as error:
             with self._lock:
-                self._failed_at, self._failure = self._clock.now(), error.reason
+                self._tally = replace(self._tally, failed_at=self._clock.now(), failure=error.reason)
             raise
-        with self._lock:
-            self._answered_at = self._clock.now()
+        self._answered()
 
     def spend(self, credit_count: int) -> None:
         """Count credits that an answer said it cost."""
         with self._lock:
-            self._credits += credit_count
+            self._tally = replace(self._tally, credits=self._tally.credits + credit_count)
+
+    def have_left(self, credits_left: int) -> None:
+        """Note how many credits the key still has."""
+        with self._lock:
+            self._tally = replace(self._tally, credits_left=credits_left)
 
     def take(self) -> Tally:
         """Return what was counted since the last time, and begin anew."""
         with self._lock:
-            tally = Tally(self._calls, self._credits, self._answered_at, self._failed_at, self._failure)
-            self._calls = self._credits = 0
-            self._answered_at = self._failed_at = self._failure = None
+            tally, self._tally = self._tally, Tally()
         return tally
+
+    def peek(self) -> Tally:
+        """Return what `take` would."""
+        return self._tally
+
+    def put_back(self, tally: Tally) -> None:
+        """Undo a `take`: add to what was counted meanwhile, which is newer."""
+        with self._lock:
+            new = self._tally
+            self._tally = Tally(
+                calls=tally.calls + new.calls,
+                credits=tally.credits + new.credits,
+                answered_at=new.answered_at or tally.answered_at,
+                failed_at=new.failed_at or tally.failed_at,
+                failure=new.failure or tally.failure,
+                credits_left=tally.credits_left if new.credits_left is None else new.credits_left,
+            )
+
+    def _answered(self) -> None:
+        with self._lock:
+            self._tally = replace(self._tally, answered_at=self._clock.now())

@@ -21,7 +21,7 @@ router = SlashRouter(prefix="/alerts", tags=["alerts"])
 STATUSES: tuple[AlertStatus, ...] = get_args(AlertStatus)
 
 
-@router.post("/create/", status_code=201, responses=documented(401, 403, 409, 422, 503))
+@router.post("/create/", status_code=201, responses=documented(401, 403, 409, 413, 422, 503))
 async def create(wish: AlertSchema, user: TokenUser, services: Svc) -> Alert:
     """Set an alert. It counts from `created_at` on; what the market did before never fires it."""
     _check_own(wish.email, user)
@@ -29,7 +29,7 @@ async def create(wish: AlertSchema, user: TokenUser, services: Svc) -> Alert:
     return _public(alert)
 
 
-@router.post("/delete/", responses=documented(401, 404, 409, 422, 503))
+@router.post("/delete/", responses=documented(401, 404, 409, 413, 422, 503))
 async def delete(reference: AlertReference, user: TokenUser, services: Svc) -> Alert:
     """Delete a live alert. Repeating it is fine; one that has fired can't be deleted (409)."""
     alert = await alerts.delete_alert(

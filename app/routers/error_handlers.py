@@ -1,6 +1,8 @@
 """The one place where errors become HTTP answers, each `{"detail": ...}`."""
 
 import logging
+import math
+from datetime import datetime
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,17 +10,26 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pymongo.errors import PyMongoError
 
-from app.errors import RequestError
+from app.errors import (
+    RequestError,
+    UnknownPairError,
+    UpstreamError,
+    UpstreamThrottledError,
+    UpstreamTimeoutError,
+)
 from app.models import ErrorBody
+from app.services import Services
 
 logger = logging.getLogger(__name__)
 
 DATABASE_RETRY_SECONDS = 5
+UPSTREAM_RETRY_SECONDS = 60
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Teach `app` how each kind of error is answered."""
     app.exception_handler(RequestError)(_request_error)
+    app.exception_handler(UpstreamError)(_upstream_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(PyMongoError)(_database_error)
 
@@ -30,6 +41,22 @@ def documented(*status_codes: int) -> dict[int | str, dict[str, Any]]:
 
 async def _request_error(_request: Request, error: RequestError) -> JSONResponse:
     return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
+
+
+async def _upstream_error(request: Request, error: UpstreamError) -> JSONResponse:
+    """404 for a pair that isn't, 503 when told to wait, 504 for being late; anything else of an upstream is a 502."""
+    if isinstance(error, UpstreamThrottledError):
+        services: Services = request.state.services
+        headers = {"Retry-After": str(_seconds_until(error.retry_at, services.clock.now()))}
+        return JSONResponse({"detail": error.detail}, 503, headers=headers)
+    if isinstance(error, UnknownPairError):
+        return JSONResponse({"detail": error.detail}, 404)
+    logger.warning("%s %s: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": error.detail}, 504 if isinstance(error, UpstreamTimeoutError) else 502)
+
+
+def _seconds_until(moment: datetime | None, now: datetime) -> int:
+    return UPSTREAM_RETRY_SECONDS if moment is None else max(1, math.ceil((moment - now).total_seconds()))
 
 
 async def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:

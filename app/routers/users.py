@@ -11,7 +11,7 @@ from app.services import Services
 router = SlashRouter(prefix="/user", tags=["users"])
 
 
-@router.post("/signup/", status_code=201, responses=documented(409, 422, 503))
+@router.post("/signup/", status_code=201, responses=documented(409, 413, 422, 503))
 async def signup(wish: UserSchema, services: Svc) -> Token:
     """Make an account and return a token for it. The address is unique without regard to case."""
     password_hash = await services.passwords.hash(wish.password.get_secret_value())
@@ -25,7 +25,7 @@ async def signup(wish: UserSchema, services: Svc) -> Token:
     return _token(services, CurrentUser(user_id, wish.email))
 
 
-@router.post("/login/", responses=documented(401, 422, 503))
+@router.post("/login/", responses=documented(401, 413, 422, 503))
 async def login(attempt: LoginSchema, services: Svc) -> Token:
     """Return a token. A wrong address and a wrong password get the same answer in the same time."""
     user = await users.find_user(services.database, email=attempt.email)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from typing import Any
 
 import brotli
 import pytest
@@ -49,7 +50,7 @@ def test_the_callers_preference_chooses_the_encoding(market: MarketCaller, accep
 
 @pytest.mark.parametrize("query", [{}, {"fields": "currentPrice"}])
 def test_a_known_snapshot_is_a_304_without_a_body(
-    market: MarketCaller, clock: ManualClock, query: dict[str, str]
+    market: MarketCaller, clock: ManualClock, query: dict[str, Any]
 ) -> None:
     etag = market.get(SNAPSHOT, **query).headers["ETag"]
     clock.advance(100)
@@ -127,7 +128,7 @@ def test_without_a_key_in_the_settings_everybody_is_refused(serve: Serve, key: s
 
 def test_with_and_without_the_slash_it_is_the_same(market: MarketCaller, exchange: Exchange) -> None:
     assert market.get(SNAPSHOT + "/").json() == market.get(SNAPSHOT).json()
-    query = {"symbol": "BTCUSDT", "interval": "1"}
+    query: dict[str, Any] = {"symbol": "BTCUSDT", "interval": "1"}
     assert market.get(CANDLES + "/", **query).json() == market.get(CANDLES, **query).json()
     assert set(upstream_calls(exchange).values()) == {1}
 

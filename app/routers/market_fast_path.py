@@ -1,0 +1,47 @@
+"""The snapshot for callers who want all of it: answered from prepared bytes, before any routing.
+
+It does for the common request what `routers/market.py` does for every request; docs/decisions/market-data.md says why.
+"""
+
+from collections.abc import Awaitable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.auth.api_key import key_holds
+from app.market.wire import answer
+from app.services import Services
+
+PATHS = {"/api/market/aggregated_data", "/api/market/aggregated_data/"}
+
+
+class MarketFastPath:
+    """ASGI middleware: whatever is not the common case, and every error, is left to the route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer, or pass the call on."""
+        if scope.get("path") in PATHS and scope["method"] == "GET" and not scope["query_string"]:
+            return self._answer(scope, receive, send)
+        return self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: Services = scope["state"]["services"]
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        snapshots = services.market.snapshots
+        snapshot = None
+        if key_holds(headers.get(b"x-api-key"), services.settings.crypto_api_key):
+            snapshot = snapshots.latest()
+        if snapshot is None:
+            await self._app(scope, receive, send)
+            return
+        reply = answer(
+            snapshot,
+            age=snapshots.age(snapshot),
+            lifetime=snapshots.lifetime_seconds,
+            accept_encoding=headers.get(b"accept-encoding", b""),
+            if_none_match=headers.get(b"if-none-match", b""),
+        )
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers.copy()})
+        await send({"type": "http.response.body", "body": reply.body})
