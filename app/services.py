@@ -1,8 +1,9 @@
 """What the running service is made of; the lifespan puts it together, routers find it on `request.state.services`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.alerting.creation import Turns
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import Settings
@@ -31,3 +32,4 @@ class Services:
     passwords: PasswordHasher
     market: MarketData
     scheduler: Beating
+    turns: Turns = field(default_factory=Turns)

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 BITCOIN = 1
 FIRST_PAUSE = timedelta(seconds=60)
 LONGEST_PAUSE = timedelta(minutes=15)
-MAP_RETRY_SECONDS = 60
+POLLS_PER_MAP_TRY = 3
+"""How many polls a map that could not be fetched is left alone for: it must not double the number of calls."""
 MOST_UNEVALUATED = 10_000
 """Batches of observations kept while MongoDB is away: over a day of polls at the default pace."""
 
@@ -94,8 +95,9 @@ class Ticker:
         except UpstreamThrottledError:
             raise
         except UpstreamError as error:
-            self._map_not_before = self._clock.monotonic() + MAP_RETRY_SECONDS
-            logger.warning("no map of coins, next try in %d s: %s", MAP_RETRY_SECONDS, error)
+            wait = POLLS_PER_MAP_TRY * self._settings.poll_seconds
+            self._map_not_before = self._clock.monotonic() + wait
+            logger.warning("no map of coins, next try in %g s: %s", wait, error)
 
     def _observe_batch(self, coin_ids: Sequence[int]) -> None:
         try:

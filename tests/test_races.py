@@ -8,7 +8,7 @@ from threading import Barrier
 from bson import ObjectId
 
 from app.alerting import firing
-from app.alerting.creation import create_alert
+from app.alerting.creation import Turns, create_alert
 from app.auth.auth_handler import CurrentUser
 from app.clock import Clock
 from app.database.client import Document, SyncDB, connect_async
@@ -56,6 +56,18 @@ def test_delete_racing_a_trigger_lets_exactly_one_win(alice: Caller, database: S
     assert 0 < len(lost) < RACES
 
 
+def test_the_last_places_are_given_out_one_at_a_time(alice: Caller, database: SyncDB) -> None:
+    """MAX_ALERTS_PER_USER is 100: of 20 simultaneous requests for the last 3 places, 3 get one."""
+    for number in range(97):
+        alice.create(200_000 + number)
+    with ThreadPoolExecutor(20) as pool:
+        answers = pool.map(
+            lambda number: alice.post("/alerts/create/", {"targetPrice": 300_000 + number}).status_code, range(20)
+        )
+        assert sorted(answers) == [201] * 3 + [409] * 17
+    assert database.alerts.count_documents({"status": "created"}) == 100
+
+
 class PriceComesInBetween(ManualClock):
     """A clock under which a price is seen and evaluated just after an alert's creation time was chosen."""
 
@@ -87,7 +99,9 @@ def test_an_alert_counts_from_after_a_price_that_was_evaluated_without_it(
         wish = AlertSchema(targetPrice=100.0, direction="above")
         user = CurrentUser(ObjectId(), "alice@example.com")
         try:
-            return await create_alert(client[database_name], wish, user=user, settings=make_settings(), clock=clock)
+            return await create_alert(
+                client[database_name], wish, user=user, settings=make_settings(), clock=clock, turns=Turns()
+            )
         finally:
             await client.close()
 

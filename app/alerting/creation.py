@@ -1,6 +1,10 @@
 """Setting an alert: which coin, which direction, and from which moment on it counts."""
 
+import asyncio
 from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
+
+from bson import ObjectId
 
 from app.auth.auth_handler import CurrentUser
 from app.clock import MILLISECOND, Clock
@@ -11,17 +15,48 @@ from app.errors import ConflictError
 from app.market.coins import resolve
 from app.models import AlertSchema, Direction
 
+NEARLY_FULL = 32
+"""How many free places are few enough for a user's simultaneous requests to take their turns."""
+
+
+class Turns:
+    """One lock per user, for as long as somebody holds or wants it."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[ObjectId, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, user_id: ObjectId) -> asyncio.Lock:
+        """The user's lock."""
+        return self._locks.setdefault(user_id, asyncio.Lock())
+
 
 async def create_alert(
-    database: AsyncDB, wish: AlertSchema, *, user: CurrentUser, settings: Settings, clock: Clock
+    database: AsyncDB, wish: AlertSchema, *, user: CurrentUser, settings: Settings, clock: Clock, turns: Turns
 ) -> Document:
     """Store the alert and return it.
 
+    MAX_ALERTS_PER_USER is exact within one process: the last places are given out one at a time.
     Raises UnprocessableError or UnavailableError for a coin that can't be told, ConflictError for one that is already
     set or is one too many.
     """
     coin = await resolve(database, wish.symbol)
-    await _check_room(database, user, settings)
+    if await _free_places(database, user, settings) > NEARLY_FULL:
+        return await _store(database, wish, coin, user=user, settings=settings, clock=clock)
+    async with turns.of(user.user_id):
+        if not await _free_places(database, user, settings):
+            most = settings.max_alerts_per_user
+            raise ConflictError(f"You have {most} live alerts, the most that this service allows. Delete one first.")
+        return await _store(database, wish, coin, user=user, settings=settings, clock=clock)
+
+
+async def _free_places(database: AsyncDB, user: CurrentUser, settings: Settings) -> int:
+    most = settings.max_alerts_per_user
+    return most - await alerts.count_live(database, user_id=user.user_id, limit=most)
+
+
+async def _store(
+    database: AsyncDB, wish: AlertSchema, coin: Document, *, user: CurrentUser, settings: Settings, clock: Clock
+) -> Document:
     now = _creation_time(clock)
     price = _known_price(coin, now, settings)
     alert = alerts.new_alert(
@@ -37,12 +72,6 @@ async def create_alert(
     await alerts.insert_alert(database, alert)
     await _count_from_last_price(database, alert, clock)
     return alert
-
-
-async def _check_room(database: AsyncDB, user: CurrentUser, settings: Settings) -> None:
-    most = settings.max_alerts_per_user
-    if await alerts.count_live(database, user_id=user.user_id, limit=most) >= most:
-        raise ConflictError(f"You have {most} live alerts, the most that this service allows. Delete one first.")
 
 
 async def _count_from_last_price(database: AsyncDB, alert: Document, clock: Clock) -> None:

@@ -25,7 +25,9 @@ STATUSES: tuple[AlertStatus, ...] = get_args(AlertStatus)
 async def create(wish: AlertSchema, user: TokenUser, services: Svc) -> Alert:
     """Set an alert. It counts from `created_at` on; what the market did before never fires it."""
     _check_own(wish.email, user)
-    alert = await create_alert(services.database, wish, user=user, settings=services.settings, clock=services.clock)
+    alert = await create_alert(
+        services.database, wish, user=user, settings=services.settings, clock=services.clock, turns=services.turns
+    )
     return _public(alert)
 
 
