@@ -8,6 +8,7 @@ from threading import Event, Thread
 from typing import cast
 
 import schedule
+from pymongo.errors import PyMongoError
 
 from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
@@ -81,6 +82,7 @@ class SchedulerThread(StoppableThread):
                 offset = _wall_clock_offset()
                 self._plan()
             self._scheduler.run_pending()
+        _retire(self._ticker)
 
     def _plan(self) -> None:
         self._scheduler.clear()
@@ -111,6 +113,7 @@ class CandleThread(StoppableThread):
         wait = 0.0
         while not self.stopping.wait(wait):
             wait = self._round()
+        _retire(self._catch_up)
 
     def _round(self) -> float:
         """Catch up once; returns how many seconds to wait for the next time."""
@@ -161,6 +164,13 @@ class SenderThread(StoppableThread):
         except Exception:
             logger.exception("the delivery failed; it is tried again")
             return 0
+
+
+def _retire(worker: Ticker | CatchUp) -> None:
+    try:
+        worker.retire()
+    except PyMongoError as error:
+        logger.warning("another copy takes over only when the lease runs out: %s", type(error).__name__)
 
 
 def _wall_clock_offset() -> float:

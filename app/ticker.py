@@ -14,6 +14,7 @@ from app.clock import Clock
 from app.config import Settings, load_settings
 from app.database import coins, feeds, firings
 from app.database.client import SyncDB
+from app.duty import Duty
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market.coinmarketcap import IDS_PER_CALL, SOURCE, CoinMarketCap, Quote
 from app.market.coins import refresh_map_if_due
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 BITCOIN = 1
 FIRST_PAUSE = timedelta(seconds=60)
 LONGEST_PAUSE = timedelta(minutes=15)
+POLLS_UNTIL_TAKEOVER = 3
+"""After how many polls' silence another copy of the service takes over."""
 POLLS_PER_MAP_TRY = 3
 """How many polls a map that could not be fetched is left alone for: it must not double the number of calls."""
 MOST_UNEVALUATED = 10_000
@@ -45,14 +48,25 @@ class Ticker:
         self._pause = FIRST_PAUSE
         self._map_not_before = clock.monotonic()
         self._news: dict[str, Any] = {}
+        self._duty = Duty(
+            "polling",
+            database=database,
+            clock=clock,
+            length=timedelta(seconds=POLLS_UNTIL_TAKEOVER * settings.poll_seconds),
+        )
+
+    def retire(self) -> None:
+        """Let another copy poll from now on. Raises PyMongoError."""
+        self._duty.give_up()
 
     def poll(self) -> int:
-        """Ask for prices and evaluate them; returns how many alerts fired.
+        """Ask for prices and evaluate them, if no other copy does; returns how many alerts fired.
 
         Never raises for what CoinMarketCap does. Raises PyMongoError while MongoDB is away: what was observed
         meanwhile is kept and evaluated, oldest first, by the next poll that reaches it.
         """
-        self._observe()
+        if self._duty.is_ours():
+            self._observe()
         fired = 0
         while self._unevaluated:
             fired += self._evaluate(self._unevaluated[0])

@@ -99,7 +99,7 @@ def test_the_service_never_imports_its_sandbox_or_its_tests(path: Path) -> None:
 
 @each_file
 def test_queries_stand_in_the_database_package_alone(path: Path) -> None:
-    """Elsewhere: no collection of a database, no query method, and of pymongo only its errors and its address reader."""
+    """Elsewhere: no collection of a database, no query method, of pymongo only its errors and its address reader."""
     if is_within(module_name(path), "app.database"):
         return
     used = attributes(path)

@@ -47,6 +47,9 @@ class Polls:
             raise self.raises.pop()
         return 1
 
+    def retire(self) -> None:
+        pass
+
 
 @contextmanager
 def scheduler(polls: Any, poll_seconds: float = 0.01) -> Iterator[tuple[SchedulerThread, list[int]]]:

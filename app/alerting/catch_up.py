@@ -14,6 +14,7 @@ from app.clock import Clock
 from app.config import Settings
 from app.database import coins, coverage, firings
 from app.database.client import Document, SyncDB
+from app.duty import Duty
 from app.errors import (
     UnknownPairError,
     UpstreamBlockedError,
@@ -35,6 +36,8 @@ DAY_RANGE_COVERS = timedelta(hours=23)
 """How far back a ticker's 24-hour range is trusted to reach."""
 COARSE_FROM = timedelta(hours=3)
 """Holes of this length are searched by hourly candles first, for the hours in which something was touched."""
+TAKEOVER = timedelta(minutes=3)
+"""After how long a silence another copy of the service takes over."""
 INSTRUMENTS_EVERY = timedelta(hours=1)
 LATEST_CANDLE = timedelta(minutes=5)
 """A candle that is missing for longer than this will not come any more: its minute is listed as a hole."""
@@ -63,6 +66,11 @@ class CatchUp:
         self._done_up_to: datetime | None = None
         self._pairs: dict[str, str] = {}
         self._pairs_read_at: datetime | None = None
+        self._duty = Duty("following of candles", database=database, clock=clock, length=TAKEOVER)
+
+    def retire(self) -> None:
+        """Let another copy follow the candles from now on. Raises PyMongoError."""
+        self._duty.give_up()
 
     def run(self) -> int:
         """Evaluate what closed since the last run; returns how many alerts fired.
@@ -71,7 +79,7 @@ class CatchUp:
         does: the next run goes on from the watermarks.
         """
         up_to = floor_to_minute(self._clock.now() - SETTLING)
-        if up_to == self._done_up_to:
+        if up_to == self._done_up_to or not self._duty.is_ours():
             return 0
         watched = firings.watched_coins(self._database)
         coverage.forget_all_but(self._database, watched)

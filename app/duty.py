@@ -1,0 +1,45 @@
+"""A duty that one copy of the service does for all of them, by a lease in MongoDB."""
+
+import logging
+from datetime import timedelta
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from app.clock import Clock
+from app.database import leases
+from app.database.client import SyncDB
+
+logger = logging.getLogger(__name__)
+
+
+class Duty:
+    """Ours as long as we renew it in time. Belongs to one thread."""
+
+    def __init__(self, name: str, *, database: SyncDB, clock: Clock, length: timedelta) -> None:
+        self._name = name
+        self._database = database
+        self._clock = clock
+        self._length = length
+        self._holder = ObjectId()
+        self._ours = False
+
+    def is_ours(self) -> bool:
+        """Renew or take the lease and tell whether this copy has the duty; while MongoDB is away, as it was before."""
+        try:
+            ours = leases.hold(
+                self._database, self._name, holder=self._holder, now=self._clock.now(), length=self._length
+            )
+        except PyMongoError as error:
+            logger.warning("MongoDB is away (%s): this copy goes on as before", type(error).__name__)
+            return self._ours
+        if ours and not self._ours:
+            logger.info("this copy now does the %s", self._name)
+        self._ours = ours
+        return ours
+
+    def give_up(self) -> None:
+        """Let another copy take over at once. Raises PyMongoError."""
+        if self._ours:
+            self._ours = False
+            leases.release(self._database, self._name, holder=self._holder)

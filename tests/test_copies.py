@@ -1,0 +1,84 @@
+"""Several copies of the service on one MongoDB: one polls, all deliver, and a dead poller is replaced."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from app.database.client import SyncDB
+from app.market.coinmarketcap import CoinMarketCap
+from app.ticker import Ticker
+from sandbox.exchange import Exchange
+from sandbox.mailbox import Mailbox
+from tests.support import Caller, ManualClock, make_settings, running_service, wait_until
+
+QUOTES = "/quotes/latest"
+POLL_SECONDS = 20.0
+
+
+@pytest.fixture
+def make_ticker(database: SyncDB, clock: ManualClock) -> Iterator[Callable[[Exchange], Ticker]]:
+    with ExitStack() as stack:
+
+        def make(exchange: Exchange) -> Ticker:
+            client = stack.enter_context(closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)))
+            return Ticker(
+                settings=make_settings(poll_seconds=POLL_SECONDS), database=database, client=client, clock=clock
+            )
+
+        yield make
+
+
+def test_one_copy_polls_until_it_falls_silent(make_ticker: Callable[[Exchange], Ticker], clock: ManualClock) -> None:
+    """No credit is spent twice, and the poller's death is noticed within three polls."""
+    with Exchange(now=clock.now) as exchange_of_first, Exchange(now=clock.now) as exchange_of_second:
+        first, second = make_ticker(exchange_of_first), make_ticker(exchange_of_second)
+        for _ in range(5):
+            first.poll()
+            second.poll()
+            clock.advance(POLL_SECONDS)
+        assert len(exchange_of_first.asked(QUOTES)) == 5
+        assert exchange_of_second.requests == []
+
+        silent_polls = 0
+        while not exchange_of_second.asked(QUOTES):
+            second.poll()
+            clock.advance(POLL_SECONDS)
+            silent_polls += 1
+        assert silent_polls <= 3
+        exchange_of_first.forget_requests()
+        first.poll()
+        assert exchange_of_first.requests == []
+
+
+def test_a_copy_that_retires_is_followed_at_once(make_ticker: Callable[[Exchange], Ticker], clock: ManualClock) -> None:
+    with Exchange(now=clock.now) as exchange:
+        first, second = make_ticker(exchange), make_ticker(exchange)
+        first.poll()
+        first.retire()
+        exchange.forget_requests()
+        second.poll()
+        assert len(exchange.asked(QUOTES)) == 1
+
+
+def test_two_copies_send_one_mail_each_alert(
+    mongo_url: str, database_name: str, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
+) -> None:
+    """Invariants 1 to 3 with two whole services: sign up at one, look at the other."""
+    settings = make_settings(
+        mongo_url=mongo_url,
+        mongo_db=database_name,
+        coinmarketcap_url=exchange.url,
+        smtp_host=mailbox.host,
+        smtp_port=mailbox.port,
+    )
+    with running_service(settings) as one, running_service(settings) as other:
+        alice, elsewhere = caller(one).sign_up("alice@example.com"), caller(other)
+        elsewhere.token = alice.token
+        for number in range(40):
+            (alice if number % 2 else elsewhere).create(150_000 + number)
+        exchange.market.set_price(1, 160_000.0)
+        mailbox.wait_for(40)
+        wait_until(lambda: {alert["notification"]["state"] for alert in elsewhere.alerts()} == {"sent"})
+    assert len(mailbox.mails) == 40
+    assert len({mail.message["Message-ID"] for mail in mailbox.mails}) == 40
