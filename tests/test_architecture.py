@@ -15,7 +15,7 @@ LAYERS: list[set[str]] = [
     {"app.__main__"},
     {"app.main"},
     {"app.routers", "app.job_scheduler", "app.health"},
-    {"app.auth", "app.ticker", "app.alerting", "app.market", "app.services"},
+    {"app.auth", "app.ticker", "app.alerting", "app.market", "app.services", "app.duty"},
     {"app.database"},
     {"app.observations", "app.models"},
     {"app.backoff", "app.clock", "app.config", "app.errors"},
