@@ -55,7 +55,7 @@ class Refresher:
         coins = self._coins(figures, bases, last)
         if coins is not None:
             return make_snapshot(join(figures, coins), made_at=now, capped_at=now, born=born)
-        kept = {}
+        kept = coin_figures(last.pairs) if last else {}
         capped_at = last.capped_at if last else None
         return make_snapshot(join(figures, kept), made_at=now, capped_at=capped_at, born=born)
 

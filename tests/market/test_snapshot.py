@@ -136,6 +136,19 @@ def test_a_refresh_begins_before_the_lifetime_ends_and_nobody_waits(
     assert upstream_calls(exchange) == dict.fromkeys(ONE_EACH, 2)
 
 
+def test_a_slow_refresh_is_not_joined_by_another(market: MarketCaller, exchange: Exchange, clock: ManualClock) -> None:
+    first = market.get(SNAPSHOT)
+    exchange.faults.add(BYBIT_PATHS[0], Fault(delay_seconds=0.5))
+    clock.advance(NEARLY_OVER)
+    market.get(SNAPSHOT)
+    wait_until(lambda: len(exchange.asked(BYBIT_PATHS[0])) == 2)
+    for _ in range(5):
+        clock.advance(2)
+        assert market.get(SNAPSHOT).headers["ETag"] == first.headers["ETag"]
+    market.until_refreshed(first.headers["ETag"])
+    assert upstream_calls(exchange) == dict.fromkeys(ONE_EACH, 2)
+
+
 def test_nobody_asking_costs_nothing(market: MarketCaller, exchange: Exchange, clock: ManualClock) -> None:
     market.snapshot()
     clock.advance(10 * LIFETIME)

@@ -120,6 +120,8 @@ def test_a_key_of_other_bytes_than_ascii_is_wrong(market: MarketCaller) -> None:
 
 @pytest.mark.parametrize("key", ["", KEY])
 def test_without_a_key_in_the_settings_everybody_is_refused(serve: Serve, key: str) -> None:
+    with serve() as caller:
+        caller.snapshot()  # which the next service has at hand
     with serve(crypto_api_key="") as caller:
         answer = caller.get(SNAPSHOT, {"X-API-Key": key})
     assert answer.status_code == 401
@@ -198,3 +200,20 @@ def test_health_counts_calls_and_credits_of_both_upstreams(
     assert bybit["calls_today"] < 4  # a new day
     assert bybit["last_success_at"] == "2026-03-01T12:00:00Z"
     assert "no connection" in bybit["last_error"]
+
+
+@pytest.mark.parametrize("path", [SNAPSHOT, SNAPSHOT + "/", SNAPSHOT + "?fields=currentPrice", CANDLES])
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": KEY.upper()}, {"Authorization": KEY}])
+def test_a_snapshot_at_hand_is_not_for_those_without_the_key(
+    market: MarketCaller, path: str, headers: dict[str, str]
+) -> None:
+    etag = market.get(SNAPSHOT).headers["ETag"]
+    answer = requests.get(market.base_url + path, headers=headers | {"If-None-Match": etag}, timeout=30)
+    assert answer.status_code == 401
+    assert "ETag" not in answer.headers
+
+
+def test_the_tag_is_weak_since_it_stands_for_every_encoding(market: MarketCaller) -> None:
+    tags = {market.get(SNAPSHOT, {"Accept-Encoding": encoding}).headers["ETag"] for encoding in ("br", "gzip", "")}
+    assert len(tags) == 1
+    assert tags.pop().startswith('W/"')
