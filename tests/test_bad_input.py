@@ -1,13 +1,13 @@
 """What bad input gets: a 4xx with a clear `detail`, never a 500, and nothing is written."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from app.database.client import SyncDB, connect
-from tests.support import PASSWORD, Caller, make_settings, running_service
+from tests.conftest import Quiet
+from tests.support import PASSWORD, Caller
 
 BAD_STRINGS: list[Any] = [{"$gt": ""}, ["a"], 5, None, True, "\x00", "\ud800", "x" * 100_000]
 
@@ -24,23 +24,12 @@ def assert_refused(caller: Caller, path: str, body: bytes) -> None:
     assert len(answer.text) < 2000
 
 
-@pytest.fixture(scope="module")
-def quiet(mongo_url: str) -> Iterator[tuple[Caller, SyncDB]]:
-    """A user of a service of this module's own that polls nothing, and its database."""
-    with connect(mongo_url) as client, running_service(make_settings(mongo_url=mongo_url, mongo_db="bad_input")) as url:
-        user = Caller(url).sign_up("alice@example.com")
-        yield user, client["bad_input"]
-        user.close()
-        client.drop_database("bad_input")
-
-
 @pytest.fixture
-def alice(quiet: tuple[Caller, SyncDB]) -> Iterator[Caller]:
-    """The user; afterwards nothing may have been written."""
-    user, database = quiet
-    yield user
-    assert database.alerts.count_documents({}) == 0
-    assert database.users.count_documents({}) == 1
+def alice(quiet: Quiet, caller: Callable[[str], Caller]) -> Iterator[Caller]:
+    """A user; after the test nothing else may have been written."""
+    yield caller(quiet.url).sign_up("alice@example.com")
+    assert quiet.database.alerts.count_documents({}) == 0
+    assert quiet.database.users.count_documents({}) == 1
 
 
 @pytest.mark.parametrize("field", ["username", "email", "password"])

@@ -8,15 +8,15 @@ from typing import Any
 import jwt
 import pytest
 
-from app.database.client import SyncDB
+from tests.conftest import Quiet
 from tests.support import PASSWORD, SECRET, Caller
 
 SIGN_UP = {"username": "carol", "email": "Carol@Example.com", "password": PASSWORD}
 
 
 @pytest.fixture
-def stranger(service: str, caller: Callable[[str], Caller]) -> Caller:
-    return caller(service)
+def stranger(quiet: Quiet, caller: Callable[[str], Caller]) -> Caller:
+    return caller(quiet.url)
 
 
 def test_sign_up_gives_a_token_that_works(stranger: Caller) -> None:
@@ -35,11 +35,11 @@ def test_an_address_is_unique_without_regard_to_case(stranger: Caller) -> None:
     assert "already" in twin.json()["detail"]
 
 
-def test_of_simultaneous_sign_ups_exactly_one_wins(stranger: Caller, database: SyncDB) -> None:
+def test_of_simultaneous_sign_ups_exactly_one_wins(stranger: Caller, quiet: Quiet) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: stranger.post("/user/signup/", SIGN_UP).status_code, range(8)))
     assert sorted(answers) == [201] + [409] * 7
-    assert database.users.count_documents({}) == 1
+    assert quiet.database.users.count_documents({}) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_passwords_have_8_to_72_bytes_and_are_never_cut(stranger: Caller, passwo
     assert stranger.post("/user/signup/", SIGN_UP | {"password": password}).status_code == status
 
 
-def test_passwords_are_stored_as_bcrypt_hashes_only(stranger: Caller, database: SyncDB) -> None:
+def test_passwords_are_stored_as_bcrypt_hashes_only(stranger: Caller, quiet: Quiet) -> None:
     stranger.post("/user/signup/", SIGN_UP)
-    user = database.users.find_one({"email_key": "carol@example.com"})
+    user = quiet.database.users.find_one({"email_key": "carol@example.com"})
     assert user is not None
     assert user["password_hash"].startswith(b"$2b$04$")
     assert PASSWORD not in str(user)
