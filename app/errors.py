@@ -16,6 +16,7 @@ CryptoTickerError
 │   └── UnknownPairError         ... since it knows no such pair
 └── MailError                    a mail was not accepted
     ├── MailServerError          nobody's fault but the server's: all mails wait
+    ├── MailInterruptedError     the server broke off in the middle of this mail: the others go on
     ├── RecipientDeferredError   this recipient, for now
     └── RecipientRefusedError    this recipient, for good
 
@@ -155,6 +156,10 @@ class MailError(CryptoTickerError):
 
 class MailServerError(MailError):
     """Unreachable, refusing the login, or hanging up: no verdict on the mail itself."""
+
+
+class MailInterruptedError(MailError):
+    """The conversation broke off after the server had begun to deal with this mail; whether it took it is unknown."""
 
 
 class RecipientDeferredError(MailError):

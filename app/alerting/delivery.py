@@ -13,21 +13,28 @@ from app.backoff import BackOff
 from app.clock import Clock
 from app.database import notifications
 from app.database.client import Document, SyncDB
-from app.errors import MailServerError, RecipientDeferredError, RecipientRefusedError
+from app.errors import (
+    MailError,
+    MailInterruptedError,
+    MailServerError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+)
 
 logger = logging.getLogger(__name__)
 
 BATCH = 50
-LEASE = timedelta(seconds=60)
-ONE_MAIL = timedelta(seconds=mailing.STEPS * mailing.TIMEOUT_SECONDS)
+ONE_MAIL = timedelta(seconds=mailing.LONGEST_MAIL_SECONDS)
 """The longest that one mail can take before its time-outs end it: that much of a lease must be left to begin it."""
+LEASE = ONE_MAIL + timedelta(seconds=10)
+"""After a crash the mails in hand are sent again once it has run out."""
 
 REFUSED = BackOff(timedelta(seconds=30), timedelta(hours=1))
 SERVER_DOWN = BackOff(timedelta(seconds=2), timedelta(minutes=1))
 PATIENCE = timedelta(hours=24)
 """How long a recipient may be refused for now before the mail is given up."""
-SERVER_IS_DOWN_AFTER = 2
-"""Mails in a row that met a failing server. One alone may be that mail's own doing, and the others go on."""
+FEWEST_REFUSALS = 10
+"""... and how often at least: a day in which nobody tried proves nothing about the recipient."""
 
 
 class Delivery:
@@ -50,13 +57,11 @@ class Delivery:
             return 0
         now = self._clock.now()
         claim, alerts = notifications.claim_due(self._database, now=now, lease=LEASE, limit=BATCH)
-        lease_until = now + LEASE
         for index, alert in enumerate(alerts):
             # The first mail after a rest is how we learn whether the server is back.
-            resting = index > 0 and self._is_server_down()
-            if stopping() or resting or self._clock.now() + ONE_MAIL > lease_until:
-                untried = [alert["_id"] for alert in alerts[index:]]
-                notifications.release(self._database, untried, claim, due_at=self._clock.now())
+            resting = index > 0 and self._server_failures > 0
+            if stopping() or resting or self._clock.now() + ONE_MAIL > now + LEASE:
+                notifications.release(self._database, alerts[index:], claim)
                 break
             self._deliver(alert, claim)
         return len(alerts)
@@ -71,45 +76,44 @@ class Delivery:
             logger.warning("alert %s: mail refused for good: %s", alert_id, error)
         except RecipientDeferredError as error:
             self._defer_refused(alert, claim, error)
+        except MailInterruptedError as error:
+            self._defer_refused(alert, claim, error)
         except MailServerError as error:
-            self._defer(alert, claim, str(error), SERVER_DOWN, since=None)
-            self._note_server_failure(error)
+            self._rest(alert, claim, error)
             return
         except Exception as error:
             # One alert that can't be made into a mail must not keep the others in the queue (invariant 7).
             logger.exception("alert %s: mail could not be composed or sent", alert_id)
-            self._defer(alert, claim, f"internal error: {type(error).__name__}", REFUSED, since=None)
+            self._defer_refused(alert, claim, MailError(f"internal error: {type(error).__name__}"))
         else:
             notifications.mark_sent(self._database, alert_id, now=self._clock.now())
             logger.info("alert %s: mail accepted by the mail server", alert_id)
         self._server_failures = 0
 
-    def _defer_refused(self, alert: Document, claim: ObjectId, error: RecipientDeferredError) -> None:
+    def _defer_refused(self, alert: Document, claim: ObjectId, error: MailError) -> None:
+        """Try this mail again later; one that was refused for a day, and often, is given up."""
         now = self._clock.now()
-        since: datetime = alert["notification"].get("deferred_since", now)
-        if now - since < PATIENCE:
-            self._defer(alert, claim, str(error), REFUSED, since=since)
+        known = alert["notification"]
+        since: datetime = known.get("refused_since", now)
+        refusals: int = known.get("refusals", 0)
+        if now - since >= PATIENCE and refusals >= FEWEST_REFUSALS:
+            words = (
+                f"given up after {PATIENCE // timedelta(hours=1)} hours of temporary refusals, the last one: {error}"
+            )
+            notifications.mark_failed(self._database, alert["_id"], claim, error=words)
+            logger.warning("alert %s: mail %s", alert["_id"], words)
             return
-        words = f"given up after {PATIENCE // timedelta(hours=1)} hours of temporary refusals, the last one: {error}"
-        notifications.mark_failed(self._database, alert["_id"], claim, error=words)
-        logger.warning("alert %s: mail %s", alert["_id"], words)
+        wait = REFUSED.after(refusals)
+        notifications.mark_refused(
+            self._database, alert["_id"], claim, error=str(error), due_at=now + wait, since=since
+        )
+        logger.warning("alert %s: mail not taken, trying again in %d s: %s", alert["_id"], wait.seconds, error)
 
-    def _defer(
-        self, alert: Document, claim: ObjectId, error: str, back_off: BackOff, *, since: datetime | None
-    ) -> None:
-        wait = back_off.after(alert["notification"]["attempts"])
-        due_at = self._clock.now() + wait
-        notifications.mark_deferred(self._database, alert["_id"], claim, error=error, due_at=due_at, since=since)
-        logger.warning("alert %s: mail not sent, trying again in %d s: %s", alert["_id"], wait.seconds, error)
-
-    def _is_server_down(self) -> bool:
-        return self._server_failures >= SERVER_IS_DOWN_AFTER
-
-    def _note_server_failure(self, error: MailServerError) -> None:
-        """Leave a failing mail server alone for a while; mails lose nothing by it, however long that takes."""
+    def _rest(self, alert: Document, claim: ObjectId, error: MailServerError) -> None:
+        """Leave a mail server that isn't there alone for a while; mails lose nothing by it, however long that takes."""
+        wait = SERVER_DOWN.after(self._server_failures)
         self._server_failures += 1
-        if self._is_server_down():
-            failures = self._server_failures - SERVER_IS_DOWN_AFTER
-            wait = SERVER_DOWN.after(failures)
-            self._quiet_until = self._clock.monotonic() + wait.total_seconds()
-            logger.error("all mails wait, next try in %d s: %s", wait.total_seconds(), error)
+        self._quiet_until = self._clock.monotonic() + wait.total_seconds()
+        due_at = self._clock.now() + wait
+        notifications.mark_untaken(self._database, alert["_id"], claim, error=str(error), due_at=due_at)
+        logger.error("all mails wait, next try in %d s: %s", wait.total_seconds(), error)

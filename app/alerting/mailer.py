@@ -6,20 +6,30 @@ import ssl
 import time
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.config import Settings
-from app.errors import MailServerError, RecipientDeferredError, RecipientRefusedError
+from app.errors import (
+    MailError,
+    MailInterruptedError,
+    MailServerError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+)
 
-TIMEOUT_SECONDS = 8.0
-"""For each step of the conversation."""
-STEPS = 6
-"""Answers that one mail waits for at most on a kept connection: NOOP, MAIL, RCPT, DATA, the mail itself, RSET."""
+STEP_SECONDS = 10.0
+"""For connecting and for each answer but the last."""
+ACCEPT_SECONDS = 60.0
+"""For the answer to the whole mail: servers look for viruses and spam before they give it."""
+LONGEST_MAIL_SECONDS = ACCEPT_SECONDS + 5 * STEP_SECONDS
+"""A mail on a kept connection: NOOP, MAIL, RCPT, DATA, the mail itself, RSET."""
 IDLE_SECONDS = 5.0
 """A connection that was idle for longer is asked for a sign of life before it gets a mail."""
 MAILS_PER_CONNECTION = 50
 """Providers cap it, mostly without saying where: reconnecting this often stays below the caps that are known."""
 
+CLOSING = 421
+WANTS_LOGIN = {530, 534, 535, 538}
 TEMPORARY_5YZ = ("5.4.5", "5.2.2")
 """Refusals that are permanent by their code and clear up all the same: Gmail's daily quota, a full mailbox."""
 
@@ -62,11 +72,38 @@ class FileMailer:
         """Nothing is kept open."""
 
 
-class SmtpMailer:
-    """One kept connection to a mail server; belongs to one thread."""
+class _Conversation(smtplib.SMTP):
+    """Patient with a server that has the whole mail; and tells a break-off then from one before."""
 
-    def __init__(self, settings: Settings) -> None:
+    accept_seconds = ACCEPT_SECONDS
+
+    def data(self, msg: Any) -> tuple[int, bytes]:
+        """Hand the mail over. Raises MailInterruptedError when no answer comes."""
+        connection = self.sock
+        if connection:
+            connection.settimeout(self.accept_seconds)
+        try:
+            answer = super().data(msg)
+        except smtplib.SMTPServerDisconnected as error:
+            raise MailInterruptedError(f"the mail server broke off after it had the mail: {error}") from error
+        if connection:
+            connection.settimeout(self.timeout)
+        return answer
+
+
+class _TlsConversation(_Conversation, smtplib.SMTP_SSL):
+    """The same through TLS from the first byte."""
+
+
+class SmtpMailer:
+    """One kept connection to a mail server; belongs to one thread. Time-outs are in seconds."""
+
+    def __init__(
+        self, settings: Settings, *, step_seconds: float = STEP_SECONDS, accept_seconds: float = ACCEPT_SECONDS
+    ) -> None:
         self._settings = settings
+        self._step_seconds = step_seconds
+        self._accept_seconds = accept_seconds
         self._smtp: smtplib.SMTP | None = None
         self._last_used = 0.0
         self._mails = 0
@@ -74,19 +111,17 @@ class SmtpMailer:
     def deliver(self, message: EmailMessage) -> None:
         """Send one mail to its one recipient.
 
-        A kept connection may have died unnoticed, so a hang-up there is answered by one try on a fresh one. (If the
-        server had taken the mail just before, it arrives twice, under one Message-ID.)
-
-        Raises RecipientRefusedError or RecipientDeferredError for a verdict on this mail, MailServerError for
-        everything else.
+        A kept connection may have died unnoticed, so one that breaks off before the mail was handed over is replaced
+        and tried once more. Raises RecipientRefusedError or RecipientDeferredError for a verdict on this mail,
+        MailInterruptedError when the server broke off over it, MailServerError when there is no server to speak to.
         """
         kept = self._is_alive()
         try:
             self._send(message)
         except smtplib.SMTPServerDisconnected as error:
-            if not kept:
-                raise MailServerError(f"the mail server hung up: {error}") from error
-            self._send_on_fresh_connection(message)
+            if not kept or _is_late(error):
+                raise MailInterruptedError(f"the mail server broke off: {error}") from error
+            self._send_afresh(message)
 
     def close(self) -> None:
         """Say goodbye, if the server still listens."""
@@ -95,26 +130,28 @@ class SmtpMailer:
                 self._smtp.quit()
         self._drop()
 
-    def _send_on_fresh_connection(self, message: EmailMessage) -> None:
-        self._drop()
+    def _send_afresh(self, message: EmailMessage) -> None:
         try:
             self._send(message)
         except smtplib.SMTPServerDisconnected as error:
-            raise MailServerError(f"the mail server hung up: {error}") from error
+            raise MailInterruptedError(f"the mail server broke off: {error}") from error
 
     def _send(self, message: EmailMessage) -> None:
+        """Raises SMTPServerDisconnected when the connection breaks off before the mail was handed over."""
         smtp = self._smtp or self._connect()
         try:
             smtp.send_message(message)
-        except smtplib.SMTPServerDisconnected:
-            self._drop()
-            raise
         except smtplib.SMTPRecipientsRefused as error:
             raise _verdict(*next(iter(error.recipients.values()))) from error
         except smtplib.SMTPDataError as error:
             raise _verdict(error.smtp_code, error.smtp_error) from error
         except smtplib.SMTPNotSupportedError as error:
+            if message["To"].isascii():
+                raise MailServerError(f"the mail server can't write MAIL_FROM: {error}") from error
             raise RecipientRefusedError(f"the mail server can't write to this address: {error}") from error
+        except (smtplib.SMTPServerDisconnected, MailInterruptedError):
+            self._drop()
+            raise
         except (smtplib.SMTPException, OSError) as error:
             self._drop()
             raise MailServerError(describe(error)) from error
@@ -138,7 +175,7 @@ class SmtpMailer:
     def _connect(self) -> smtplib.SMTP:
         try:
             self._smtp = self._open()
-        except (smtplib.SMTPException, OSError) as error:
+        except (smtplib.SMTPException, OSError, UnicodeError) as error:
             self._drop()
             raise MailServerError(describe(error)) from error
         self._mails = 0
@@ -148,11 +185,12 @@ class SmtpMailer:
         settings = self._settings
         # Without an explicit context smtplib would not verify the server's certificate.
         context = ssl.create_default_context()
-        smtp: smtplib.SMTP
+        smtp: _Conversation
         if settings.smtp_security == "tls":
-            smtp = smtplib.SMTP_SSL(settings.smtp_host, settings.smtp_port, timeout=TIMEOUT_SECONDS, context=context)
+            smtp = _TlsConversation(settings.smtp_host, settings.smtp_port, timeout=self._step_seconds, context=context)
         else:
-            smtp = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=TIMEOUT_SECONDS)
+            smtp = _Conversation(settings.smtp_host, settings.smtp_port, timeout=self._step_seconds)
+        smtp.accept_seconds = self._accept_seconds
         self._smtp = smtp  # from here on it is dropped if a step fails
         if settings.smtp_security == "starttls":
             smtp.starttls(context=context)
@@ -166,6 +204,11 @@ class SmtpMailer:
         self._smtp = None
 
 
+def _is_late(error: Exception) -> bool:
+    """Whether smtplib gave the connection up because an answer took too long, rather than found it closed."""
+    return isinstance(error.__context__, TimeoutError)
+
+
 def describe(error: Exception) -> str:
     """The mail server's own words where it said any. Never holds credentials."""
     if isinstance(error, smtplib.SMTPAuthenticationError):
@@ -177,11 +220,13 @@ def describe(error: Exception) -> str:
     return f"the mail server can't be reached: {type(error).__name__}: {error}"
 
 
-def _verdict(code: int, words: bytes | str) -> RecipientRefusedError | RecipientDeferredError | MailServerError:
+def _verdict(code: int, words: bytes | str) -> MailError:
     """What an answer to RCPT or DATA means for this recipient: RFC 5321, section 4.2.1, and the known exceptions."""
     text = _words(code, words)
-    if code == 421:
-        return MailServerError(f"the mail server is closing: {text}")
+    if code == CLOSING:
+        return MailInterruptedError(f"the mail server is closing: {text}")
+    if code in WANTS_LOGIN:
+        return MailServerError(f"the mail server wants SMTP_USER and SMTP_PASSWORD, or others: {text}")
     if 500 <= code <= 599 and not any(enhanced in text for enhanced in TEMPORARY_5YZ):
         return RecipientRefusedError(text)
     return RecipientDeferredError(text)

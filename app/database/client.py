@@ -18,7 +18,7 @@ SELECTION_TIMEOUT_MS = 5_000
 """For finding a primary. A new one is usually elected within it, so that a request just takes that much longer."""
 CONNECT_TIMEOUT_MS = 3_000
 INDEX_TIMEOUT_SECONDS = 3600.0
-BULK_TIMEOUT_SECONDS = 120.0
+BULK_TIMEOUT_SECONDS = 30.0
 """For operations that may write a great many documents. One that is cut short is simply run again."""
 
 OPTIONS: dict[str, Any] = {
@@ -59,7 +59,11 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="unsettled",
             partialFilterExpression={"unsettled": True},
         ),
-        IndexModel([("notification.due_at", ASCENDING)], name="outbox", partialFilterExpression=IN_OUTBOX),
+        IndexModel(
+            [("notification.due_at", ASCENDING), ("fired_at", ASCENDING)],
+            name="outbox",
+            partialFilterExpression=IN_OUTBOX,
+        ),
     ],
     "coins": [
         IndexModel([("ticker", ASCENDING), ("active", ASCENDING), ("rank", ASCENDING)], name="ticker"),

@@ -1,4 +1,5 @@
-"""Queries on the outbox: the `notification` of a fired alert, `{state, attempts, due_at?, claim?, sent_at, error}`.
+"""Queries on the outbox: the `notification` of a fired alert, `{state, attempts, due_at?, claim?, sent_at, error,
+refusals?, refused_since?}`.
 
 `due_at` exists as long as the mail is owed: it says when to try next, and while a sender holds the mail, when its lease
 ends and anybody may try. `state` is `pending`, `sent` or `failed`.
@@ -9,11 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bson import ObjectId
-from pymongo import ASCENDING
+from pymongo import ASCENDING, UpdateOne
 
 from app.database.client import IN_OUTBOX, AsyncDB, Document, SyncDB
 
-DONE = {"notification.due_at": "", "notification.claim": "", "notification.deferred_since": ""}
+DONE = {
+    "notification.due_at": "",
+    "notification.claim": "",
+    "notification.refused_since": "",
+    "notification.refusals": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +33,26 @@ class QueueState:
 def claim_due(database: SyncDB, *, now: datetime, lease: timedelta, limit: int) -> tuple[ObjectId, list[Document]]:
     """Claim up to `limit` fired alerts whose mail is due, longest due first; returns the claim's token and the alerts.
 
-    Of several senders that reach for the same one, exactly one gets it.
+    The alerts tell the `due_at` of before the claim, which is where `release` puts them back to. Of several senders
+    that reach for the same one, exactly one gets it.
     """
     claim = ObjectId()
     due = {"notification.due_at": {"$lte": now}}
-    found = database.alerts.find(due, {"_id": 1}).sort("notification.due_at", ASCENDING).limit(limit)
-    ids = [alert["_id"] for alert in found]
-    if not ids:
+    wanted = {"notification.due_at": 1}
+    found = list(database.alerts.find(due, wanted).sort("notification.due_at", ASCENDING).limit(limit))
+    due_at = {alert["_id"]: alert["notification"]["due_at"] for alert in found}
+    if not due_at:
         return claim, []
+    ids = list(due_at)
     database.alerts.update_many(
         {"_id": {"$in": ids}, **due}, {"$set": {"notification.due_at": now + lease, "notification.claim": claim}}
     )
-    claimed = database.alerts.find({"_id": {"$in": ids}, "notification.claim": claim})
-    return claim, sorted(claimed, key=lambda alert: ids.index(alert["_id"]))
+    claimed = {
+        alert["_id"]: alert for alert in database.alerts.find({"_id": {"$in": ids}, "notification.claim": claim})
+    }
+    for alert_id, alert in claimed.items():
+        alert["notification"]["due_at"] = due_at[alert_id]
+    return claim, [claimed[alert_id] for alert_id in ids if alert_id in claimed]
 
 
 def mark_sent(database: SyncDB, alert_id: ObjectId, *, now: datetime) -> bool:
@@ -62,29 +75,45 @@ def mark_failed(database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error:
     return _update_claimed(database, alert_id, claim, failed)
 
 
-def mark_deferred(
-    database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str, due_at: datetime, since: datetime | None
+def mark_refused(
+    database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str, due_at: datetime, since: datetime
 ) -> bool:
-    """Put a mail that was tried back until `due_at`.
+    """Put a mail that this recipient, or the server over it, did not take back until `due_at`.
 
-    `since` is when this recipient was first refused for now; None leaves that as it is, for trouble of another kind.
+    `since` is when that happened first.
     """
-    deferred: Document = {"notification.due_at": due_at, "notification.error": error}
-    if since is not None:
-        deferred["notification.deferred_since"] = since
     update = {
-        "$set": deferred,
+        "$set": {"notification.due_at": due_at, "notification.error": error, "notification.refused_since": since},
+        "$inc": {"notification.attempts": 1, "notification.refusals": 1},
+        "$unset": {"notification.claim": ""},
+    }
+    return _update_claimed(database, alert_id, claim, update)
+
+
+def mark_untaken(database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str, due_at: datetime) -> bool:
+    """Put a mail that met no working mail server back until `due_at`: nothing was said about its recipient."""
+    update = {
+        "$set": {"notification.due_at": due_at, "notification.error": error},
         "$inc": {"notification.attempts": 1},
         "$unset": {"notification.claim": ""},
     }
     return _update_claimed(database, alert_id, claim, update)
 
 
-def release(database: SyncDB, alert_ids: Sequence[ObjectId], claim: ObjectId, *, due_at: datetime) -> None:
-    """Put mails that are still held under `claim` back, untried, until `due_at`."""
-    database.alerts.update_many(
-        {"_id": {"$in": list(alert_ids)}, "notification.claim": claim},
-        {"$set": {"notification.due_at": due_at}, "$unset": {"notification.claim": ""}},
+def release(database: SyncDB, alerts: Sequence[Document], claim: ObjectId) -> None:
+    """Put mails that are still held under `claim` back, untried, to the place in the queue that they came from."""
+    database.alerts.bulk_write(
+        [
+            UpdateOne(
+                {"_id": alert["_id"], "notification.claim": claim},
+                {
+                    "$set": {"notification.due_at": alert["notification"]["due_at"]},
+                    "$unset": {"notification.claim": ""},
+                },
+            )
+            for alert in alerts
+        ],
+        ordered=False,
     )
 
 
