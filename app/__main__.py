@@ -17,6 +17,8 @@ from app.errors import SettingsError
 from app.main import create_app
 
 BACKLOG = 2048
+GRACE_SECONDS = 5
+"""How long a stop waits for requests under way, such as one whose body never comes."""
 
 
 class StartError(Exception):
@@ -44,7 +46,13 @@ def serve(settings: Settings) -> None:
             mongo = stack.enter_context(EmbeddedMongo(settings.data_dir / "mongo"))
             settings = replace(settings, mongo_url=mongo.url)
         _check_database(settings)
-        config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, server_header=False)
+        config = uvicorn.Config(
+            create_app(settings),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

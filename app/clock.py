@@ -29,6 +29,6 @@ def parse_utc(text: object) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):  # the latter: the year 1, east of Greenwich
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else None

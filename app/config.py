@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import parseaddr
+from email.utils import formataddr, parseaddr
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 from urllib.parse import urlsplit
@@ -81,7 +81,7 @@ def load_settings(env_file: Path = PROJECT_ROOT / ".env") -> Settings:
         smtp_host=source.read("SMTP_HOST", "", _text, "smtp.example.com"),
         smtp_port=source.read("SMTP_PORT", 587, _integer(1, 65_535), "587"),
         smtp_user=smtp_user,
-        smtp_password=source.read("SMTP_PASSWORD", "", _text, "the-app-password"),
+        smtp_password=source.read("SMTP_PASSWORD", "", _ascii_text, "the-app-password"),
         smtp_security=source.read("SMTP_SECURITY", "starttls", _smtp_security, "starttls"),
         mail_from=source.read("MAIL_FROM", smtp_user or FALLBACK_MAIL_FROM, _mail_address, "alerts@example.com"),
         crypto_api_key=source.read("CRYPTO_API_KEY", "", _header_value, "(the output of: openssl rand -base64 48)"),
@@ -115,6 +115,12 @@ def _text(text: str) -> str:
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError("holds a control character")
     return text
+
+
+def _ascii_text(text: str) -> str:
+    if not text.isascii():
+        raise ValueError("holds a character outside ASCII, which SMTP logins can't carry")
+    return _text(text)
 
 
 def _header_value(text: str) -> str:
@@ -215,11 +221,11 @@ def _smtp_security(text: str) -> SmtpSecurity:
 
 def _mail_address(text: str) -> str:
     """An address, with or without a display name: `alerts@example.com` or `CryptoTicker <alerts@example.com>`."""
-    address = parseaddr(_text(text))[1]
+    name, address = parseaddr(_text(text))
     if address == FALLBACK_MAIL_FROM:
         return text
     try:
-        validate_email(address, check_deliverability=False, test_environment=True)
+        parts = validate_email(address, check_deliverability=False, test_environment=True)
     except EmailNotValidError:
         raise ValueError(f"is {text!r}, which is no mail address (it defaults to SMTP_USER)") from None
-    return text
+    return formataddr((name, f"{parts.local_part}@{parts.ascii_domain}"))

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 2.0
 """How long a stop waits for a thread. One that hangs in a reply is a daemon and ends with the process."""
+MAIL_STOP_SECONDS = 15.0
+"""How long it waits for the mail in hand: cut short, that mail would be repeated."""
 LONGEST_WAIT_SECONDS = 0.5
 """How long the scheduler waits at most before it looks at the clock again."""
 STEP_SECONDS = 1.0
@@ -39,14 +41,15 @@ def job(ticker: Ticker, on_fired: Callable[[], None]) -> None:
 class StoppableThread(Thread):
     """A daemon thread that is asked to end, waited for a while, and then left to end with the process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stop_seconds: float = STOP_SECONDS) -> None:
         super().__init__(name=name, daemon=True)
         self.stopping = Event()
+        self._stop_seconds = stop_seconds
 
     def stop(self) -> None:
-        """Ask the thread to end and wait for it, at most STOP_SECONDS."""
+        """Ask the thread to end and wait for it, up to a bound."""
         self.stopping.set()
-        self.join(STOP_SECONDS)
+        self.join(self._stop_seconds)
         if self.is_alive():
             logger.warning("the %s is still waiting for an answer; it ends with the process", self.name)
 
@@ -72,6 +75,7 @@ class SchedulerThread(StoppableThread):
         """Poll until stopped. Nothing that a job raises ends the thread."""
         self._run_job()
         self.first_run_done.set()
+        self._mend_times()
         self._plan()
         offset = _wall_clock_offset()
         while not self.stopping.wait(self._idle_seconds()):
@@ -80,6 +84,7 @@ class SchedulerThread(StoppableThread):
             if abs(_wall_clock_offset() - offset) > STEP_SECONDS:
                 logger.warning("the wall clock was set: polling is planned anew")
                 offset = _wall_clock_offset()
+                self._mend_times()
                 self._plan()
             self._scheduler.run_pending()
         _retire(self._ticker)
@@ -88,6 +93,12 @@ class SchedulerThread(StoppableThread):
         self._scheduler.clear()
         # schedule makes a timedelta of the interval, so fractions work, although its type hints say int.
         self._scheduler.every(cast(int, self._poll_seconds)).seconds.do(self._run_job)
+
+    def _mend_times(self) -> None:
+        try:
+            self._ticker.mend_times()
+        except PyMongoError as error:
+            logger.warning("times in the future, if any, stay until the next start: %s", type(error).__name__)
 
     def _run_job(self) -> None:
         try:
@@ -135,7 +146,7 @@ class SenderThread(StoppableThread):
     """Drains the outbox: at once when woken, else every second, until `stop()`."""
 
     def __init__(self, *, delivery: Delivery, mailer: Mailer) -> None:
-        super().__init__("sender")
+        super().__init__("sender", MAIL_STOP_SECONDS)
         self._delivery = delivery
         self._mailer = mailer
         self._awake = Event()

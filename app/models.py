@@ -21,8 +21,13 @@ def _printable(text: str) -> str:
     return text
 
 
-def _mail_address(text: str) -> str:
-    """The address in the form that mail is sent to: an internationalised domain in its ASCII (xn--) form."""
+def mail_address(text: str) -> str:
+    """The address in the form that mail is sent to: an internationalised domain in its ASCII (xn--) form.
+
+    Raises ValueError for what is no address, or one that mail programs would read as an encoded word (RFC 2047).
+    """
+    if "=?" in text:
+        raise ValueError("an address with =? in it can't be written to")
     try:
         parts = validate_email(text, check_deliverability=False)
     except EmailNotValidError as error:
@@ -42,7 +47,7 @@ def _new_password(password: SecretStr) -> SecretStr:
     return password
 
 
-MailAddress = Annotated[str, Field(min_length=3, max_length=254), AfterValidator(_mail_address)]
+MailAddress = Annotated[str, Field(min_length=3, max_length=254), AfterValidator(mail_address)]
 OwnAddress = Annotated[str, Field(max_length=254)]
 """An address that is only ever compared with the caller's own."""
 NewPassword = Annotated[SecretStr, Field(max_length=BCRYPT_MAX_BYTES), AfterValidator(_new_password)]

@@ -1,6 +1,7 @@
 """From CoinMarketCap's prices to fired alerts: `Ticker.poll()` is what the scheduler thread runs."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,13 +13,14 @@ from pymongo.errors import PyMongoError
 from app.alerting import firing
 from app.clock import Clock
 from app.config import Settings, load_settings
-from app.database import coins, feeds, firings
+from app.database import clock_repairs, coins, feeds, firings
 from app.database.client import SyncDB
 from app.duty import Duty
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market.coinmarketcap import IDS_PER_CALL, SOURCE, CoinMarketCap, Quote
 from app.market.coins import refresh_map_if_due
 from app.market.meter import Meter
+from app.market.quotes import Quotes
 from app.observations import Observation
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ POLLS_UNTIL_TAKEOVER = 3
 POLLS_PER_MAP_TRY = 3
 """How many polls a map that could not be fetched is left alone for: it must not double the number of calls."""
 MOST_UNEVALUATED = 10_000
-"""Batches of observations kept while MongoDB is away: over a day of polls at the default pace."""
+"""Replies kept while MongoDB is away: at the default pace and up to 250 watched coins, over a day of them."""
+LONGEST_EVALUATION_SECONDS = 10.0
 
 
 class Ticker:
@@ -44,7 +47,9 @@ class Ticker:
         self._clock = clock
         self._polled_ids: list[int] = [coin["_id"] for coin in coins.ALWAYS_KNOWN]
         self._unevaluated: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
-        self._silent_until = clock.now()
+        self._silent_until = clock.monotonic()
+        self._next_call = 0
+        self._quotes = Quotes(client=client, clock=clock)
         self._pause = FIRST_PAUSE
         self._map_not_before = clock.monotonic()
         self._news: dict[str, Any] = {}
@@ -55,6 +60,12 @@ class Ticker:
             length=timedelta(seconds=POLLS_UNTIL_TAKEOVER * settings.poll_seconds),
         )
 
+    def mend_times(self) -> None:
+        """Undo what a clock that was ahead has written. Raises PyMongoError."""
+        mended = clock_repairs.undo_future(self._database, now=self._clock.now())
+        if mended:
+            logger.warning("%d times lay in the future: they are now", mended)
+
     def retire(self) -> None:
         """Let another copy poll from now on. Raises PyMongoError."""
         self._duty.give_up()
@@ -63,27 +74,37 @@ class Ticker:
         """Ask for prices and evaluate them, if no other copy does; returns how many alerts fired.
 
         Never raises for what CoinMarketCap does. Raises PyMongoError while MongoDB is away: what was observed
-        meanwhile is kept and evaluated, oldest first, by the next poll that reaches it.
+        meanwhile is kept and evaluated, oldest first, by the next polls that reach it.
         """
         if self._duty.is_ours():
             self._observe()
-        fired = 0
-        while self._unevaluated:
-            fired += self._evaluate(self._unevaluated[0])
-            self._unevaluated.popleft()
+        fired = self._evaluate_kept()
         if self._news:
             feeds.record(self._database, source=SOURCE, **self._news)
             self._news.clear()
         return fired
 
+    def _evaluate_kept(self) -> int:
+        """Evaluate what is kept, for as long as a poll may take: after an outage it must not keep us from observing."""
+        fired = 0
+        deadline = time.monotonic() + LONGEST_EVALUATION_SECONDS
+        while self._unevaluated and time.monotonic() < deadline:
+            fired += self._evaluate(self._unevaluated[0])
+            self._unevaluated.popleft()
+        return fired
+
     def _observe(self) -> None:
-        if self._clock.now() < self._silent_until:
+        if self._clock.monotonic() < self._silent_until:
             return
         try:
             if not self._unevaluated:  # else MongoDB is away: the coins of the last poll will do
                 self._choose_coins()
-            for start in range(0, len(self._polled_ids), IDS_PER_CALL):
+            starts = range(0, len(self._polled_ids), IDS_PER_CALL)
+            # The call that was refused last time comes first: a limit must not always hit the same coins.
+            for start in [*starts[self._next_call :], *starts[: self._next_call]]:
+                self._next_call = start // IDS_PER_CALL
                 self._observe_batch(self._polled_ids[start : start + IDS_PER_CALL])
+            self._next_call = 0
         except UpstreamThrottledError as error:
             self._stay_silent(error)
 
@@ -106,16 +127,17 @@ class Ticker:
             return
         try:
             refresh_map_if_due(self._database, self._client, self._clock)
-        except UpstreamThrottledError:
+        except (UpstreamThrottledError, PyMongoError):
             raise
-        except UpstreamError as error:
+        except Exception:
+            # Whatever is odd about a map of thousands of coins, prices are more important.
             wait = POLLS_PER_MAP_TRY * self._settings.poll_seconds
             self._map_not_before = self._clock.monotonic() + wait
-            logger.warning("no map of coins, next try in %g s: %s", wait, error)
+            logger.exception("no map of coins, next try in %g s", wait)
 
     def _observe_batch(self, coin_ids: Sequence[int]) -> None:
         try:
-            quotes = self._client.quotes(coin_ids)
+            quotes = self._quotes.of(coin_ids)
         except UpstreamThrottledError:
             raise
         except UpstreamError as error:
@@ -125,9 +147,17 @@ class Ticker:
             return
         self._pause = FIRST_PAUSE
         observations = self._observed(quotes)
-        if observations:
-            self._unevaluated.append(observations)
-            self._news["last_good_at"] = observations[0].end
+        if not observations:
+            reason = f"none of {len(quotes)} prices is fresh: they are stale, or this machine's clock is wrong"
+            self._note_error(UpstreamError(SOURCE, reason))
+            return
+        self._keep(observations)
+        self._news["last_good_at"] = observations[0].end
+
+    def _keep(self, observations: list[Observation]) -> None:
+        if len(self._unevaluated) == MOST_UNEVALUATED:
+            logger.error("MongoDB was away too long: the prices of %s are dropped", self._unevaluated[0][0].end)
+        self._unevaluated.append(observations)
 
     def _observed(self, quotes: Sequence[Quote]) -> list[Observation]:
         """Turn fresh quotes into observations of this instant, one per coin; stale ones are no observation."""
@@ -141,11 +171,11 @@ class Ticker:
 
     def _stay_silent(self, error: UpstreamThrottledError) -> None:
         """Wait as long as CoinMarketCap said, or ever longer where it named no time."""
-        now = self._clock.now()
-        self._silent_until = error.retry_at or now + self._pause
+        wait = error.retry_at - self._clock.now() if error.retry_at else self._pause
         if error.retry_at is None:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
-        logger.warning("%s; not asking again before %s", error, self._silent_until.isoformat())
+        self._silent_until = self._clock.monotonic() + wait.total_seconds()
+        logger.warning("%s; not asking again for %d s", error, wait.total_seconds())
         self._note_error(error)
 
     def _note_error(self, error: UpstreamError) -> None:

@@ -47,7 +47,15 @@ def test_login_fields(alice: Caller, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["a@b", "a b@example.com", "a@example.com\nBcc: x@example.com", "@example.com", "a@-example.com"]
+    "address",
+    [
+        "a@b",
+        "a b@example.com",
+        "a@example.com\nBcc: x@example.com",
+        "@example.com",
+        "a@-example.com",
+        "=?utf-8?q?victim=40bank.org=2C?=@evil.example.com",
+    ],
 )
 def test_addresses_that_mail_cannot_reach(alice: Caller, address: str) -> None:
     assert_refused(alice, "/user/signup/", raw({"username": "dave", "email": address, "password": PASSWORD}))

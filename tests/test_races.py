@@ -88,6 +88,32 @@ class PriceComesInBetween(ManualClock):
         return chosen
 
 
+def test_its_direction_follows_from_the_price_that_it_counts_from(
+    mongo_url: str, database_name: str, database: SyncDB
+) -> None:
+    """The price crossed the target while the alert was being made: what it did before is not what it is told of."""
+    store_prices(
+        database, [Observation.of_instant(coin_id=BTC, at=ManualClock().now(), price=90.0, source="coinmarketcap")]
+    )
+    clock = PriceComesInBetween(database)
+
+    async def create() -> Document:
+        client = connect_async(mongo_url)
+        wish, user = AlertSchema(targetPrice=95.0), CurrentUser(ObjectId(), "alice@example.com")
+        try:
+            return await create_alert(
+                client[database_name], wish, user=user, settings=make_settings(), clock=clock, turns=Turns()
+            )
+        finally:
+            await client.close()
+
+    alert = asyncio.run(create())
+    assert (alert["direction"], alert["currentPrice"]) == ("below", 100.0)
+    stored = database.alerts.find_one({"_id": alert["_id"]})
+    assert stored is not None
+    assert (stored["direction"], stored["directions"], stored["currentPrice"]) == ("below", ["below"], 100.0)
+
+
 def test_an_alert_counts_from_after_a_price_that_was_evaluated_without_it(
     mongo_url: str, database_name: str, database: SyncDB
 ) -> None:

@@ -13,7 +13,7 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from app.clock import Clock
-from app.database import alerts
+from app.database import alerts, notifications
 from app.database.client import SyncDB
 from app.job_scheduler import SchedulerThread
 from app.market.coinmarketcap import CoinMarketCap
@@ -48,6 +48,9 @@ class Polls:
         return 1
 
     def retire(self) -> None:
+        pass
+
+    def mend_times(self) -> None:
         pass
 
 
@@ -229,3 +232,53 @@ def test_the_clock_is_utc_in_whole_milliseconds() -> None:
     now = Clock().now()
     assert now.utcoffset() == timedelta(0)
     assert now.microsecond % 1000 == 0
+
+
+def test_what_was_written_by_a_clock_that_was_ahead_is_mended(
+    exchange: Exchange, database: SyncDB, clock: ManualClock
+) -> None:
+    """An alert made, and a mail owed, a year in the future: after the clock is right they fire and go out today."""
+    with closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)) as client:
+        ticker = Ticker(settings=make_settings(), database=database, client=client, clock=clock)
+        clock.step(365 * 86_400)
+        ticker.poll()
+        alert = alerts.new_alert(
+            user_id=ObjectId(), email="a@example.com", coin={"_id": 1, "symbol": "BTC"}, target=150_000.0,
+            direction="above", touch=True, current_price=100_000.0, now=clock.now(),
+        )  # fmt: skip
+        database.alerts.insert_one(alert)
+        owed = {
+            "notification": {"state": "pending", "due_at": clock.now()},
+            "status": "triggered",
+            "user_id": ObjectId(),
+        }
+        database.alerts.insert_one(owed)
+        database.watermarks.insert_one({"_id": 1, "watermark": clock.now()})
+        clock.step(-365 * 86_400)
+
+        other_copy = Ticker(settings=make_settings(), database=database, client=client, clock=clock)
+        other_copy.mend_times()
+        exchange.market.now = clock.now
+        exchange.market.set_price(1, 160_000.0)
+        clock.advance(1)
+        assert other_copy.poll() == 1
+    claimed = notifications.claim_due(database, now=clock.now(), lease=timedelta(minutes=1), limit=10)[1]
+    assert len(claimed) == 2
+    mark = database.watermarks.find_one({"_id": 1})
+    assert mark is not None
+    assert mark["watermark"] <= clock.now()
+
+
+def test_a_price_frozen_by_a_clock_that_was_set_back_moves_again(
+    exchange: Exchange, database: SyncDB, clock: ManualClock
+) -> None:
+    exchange.market.now = clock.now
+    with closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)) as client:
+        ticker = Ticker(settings=make_settings(), database=database, client=client, clock=clock)
+        ticker.poll()
+        clock.step(-3600)
+        exchange.market.set_price(1, 123_456.0)
+        ticker.poll()
+    coin = database.coins.find_one({"_id": 1})
+    assert coin is not None
+    assert (coin["price"], coin["price_seen_at"]) == (123_456.0, clock.now())

@@ -9,7 +9,7 @@ import pytest
 import requests
 from bson import ObjectId
 
-from app.database import alerts, coins
+from app.database import alerts
 from app.database.client import Document, SyncDB
 from app.errors import UpstreamError, UpstreamTimeoutError
 from app.market import http
@@ -283,15 +283,153 @@ def test_a_failing_map_keeps_prices_coming_and_is_not_asked_for_at_every_poll(
     assert database.coins.count_documents({"price": {"$exists": True}}) == 2
 
 
-def test_an_older_price_never_replaces_a_newer_one(database: SyncDB, ticker: Ticker, clock: ManualClock) -> None:
-    from app.observations import Observation
+@pytest.mark.parametrize(
+    "spoil", [{"name": "\ud800"}, {"symbol": "\ud800"}, {"rank": 10**30}, {"id": 10**30}, {"name": 5}]
+)
+def test_one_odd_row_of_the_map_stops_nothing(
+    ticker: Ticker, exchange: Exchange, database: SyncDB, spoil: dict[str, Any]
+) -> None:
+    """Invariants 6 and 7: the other coins resolve, and prices keep coming."""
 
-    for seconds, price in ((10, 2.0), (5, 1.0)):
-        at = clock.now() + timedelta(seconds=seconds)
-        coins.store_prices(database, [Observation.of_instant(coin_id=1, at=at, price=price, source="coinmarketcap")])
-    stored = database.coins.find_one({"_id": 1})
-    assert stored is not None
-    assert stored["price"] == 2.0
+    def odd(body: Any) -> Any:
+        return {**body, "data": [{**row, **spoil} if row["id"] == 74 else row for row in body["data"]]}
+
+    exchange.faults.add("/cryptocurrency/map", Fault.changed(odd))
+    ticker.poll()
+    assert database.coins.count_documents({"ticker": "SOL", "active": True}) == 1
+    assert len(exchange.asked(QUOTES)) == 1
+
+
+@pytest.mark.parametrize("last_updated", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "now", 5, "\ud800"])
+def test_one_odd_time_harms_no_other_coin(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock, arm: Callable[..., Document], last_updated: Any
+) -> None:
+    """Invariant 7."""
+    arm(50_000.0)
+    clock.advance(1)
+    exchange.market.set_price(1, 60_000.0)
+
+    def odd(body: Any) -> Any:
+        for row in body["data"]:
+            if row["id"] == 1027:
+                row["quote"][0]["last_updated"] = last_updated
+        return body
+
+    exchange.faults.add(QUOTES, Fault.changed(odd))
+    assert ticker.poll() == 1
+
+
+@pytest.mark.parametrize(
+    "status", [r'"error_code": 500, "error_message": "\ud800"', '"error_code": 1e999', '"error_code": 1e99999']
+)
+def test_odd_errors_are_errors_and_no_more(
+    ticker: Ticker, exchange: Exchange, database: SyncDB, clock: ManualClock, status: str
+) -> None:
+    """Invariant 7: the next good reply is recorded as one."""
+    exchange.faults.add(QUOTES, Fault.answer(200, f'{{"status": {{{status}}}}}', "application/json"), times=1)
+    ticker.poll()
+    clock.advance(20)
+    ticker.poll()
+    feed = database.feeds.find_one({"_id": "coinmarketcap"})
+    assert feed is not None
+    assert feed["last_good_at"] == clock.now()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Retry-After": "9" * 5000}, {"Retry-After": "99999999"}, {"x-ratelimit-reset": "9999-12-31 00:00:00 +0000"}],
+)
+def test_no_header_can_silence_us_for_longer_than_an_hour(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock, headers: dict[str, str]
+) -> None:
+    exchange.faults.add(QUOTES, Fault.empty_429(headers), times=1)
+    ticker.poll()
+    clock.advance(3600)
+    exchange.forget_requests()
+    ticker.poll()
+    assert len(exchange.asked(QUOTES)) == 1
+
+
+def test_a_silence_ends_in_time_when_the_wall_clock_is_set_back(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock
+) -> None:
+    exchange.faults.add(QUOTES, Fault.cmc(1008), times=1)
+    ticker.poll()
+    clock.step(-6 * 3600)
+    clock.advance(60)
+    exchange.forget_requests()
+    ticker.poll()
+    assert len(exchange.asked(QUOTES)) == 1
+
+
+def test_a_refused_coin_is_asked_for_again_after_ten_minutes(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock, arm: Callable[..., Document]
+) -> None:
+    arm(50_000.0)
+    clock.advance(1)
+    refusal = r'{"status": {"error_code": 400, "error_message": "Invalid value for \"id\": \"1\""}}'
+    exchange.faults.add(QUOTES, Fault.answer(400, refusal, "application/json"), times=1)
+    exchange.market.set_price(1, 60_000.0)
+    assert ticker.poll() == 0
+    clock.advance(599)
+    assert ticker.poll() == 0
+    clock.advance(1)
+    assert ticker.poll() == 1
+
+
+def test_refusals_without_end_cost_three_calls(ticker: Ticker, exchange: Exchange) -> None:
+    def refuse_first(_: Any) -> Any:
+        first = exchange.asked(QUOTES)[-1].params["id"].split(",")[0]
+        return {"status": {"error_code": 400, "error_message": f'Invalid value for "id": "{first}"'}}
+
+    exchange.faults.add(QUOTES, Fault.changed(refuse_first))
+    ticker.poll()
+    assert len(exchange.asked(QUOTES)) == 3
+
+
+def test_half_a_map_changes_nothing_and_is_not_asked_for_at_once(
+    ticker: Ticker, exchange: Exchange, database: SyncDB, clock: ManualClock
+) -> None:
+    ticker.poll()
+    active = database.coins.count_documents({"active": True})
+    for rows in (0, 1):
+        clock.advance(86_400)
+
+        def cut(body: Any, rows: int = rows) -> Any:
+            return {**body, "data": body["data"][:rows]}
+
+        exchange.faults.add("/map", Fault.changed(cut))
+        exchange.forget_requests()
+        for _ in range(3):
+            ticker.poll()
+            clock.advance(19)
+        assert len(exchange.asked("/map")) == 1
+        assert database.coins.count_documents({"active": True}) == active
+        exchange.faults.clear()
+
+
+def test_a_limit_does_not_always_hit_the_same_coins(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock, arm: Callable[..., Document]
+) -> None:
+    """With two calls' worth of coins and one call a minute, both halves are polled in turn."""
+    for number in range(300):
+        exchange.market.add_coin(50_000 + number, f"C{number}", f"Coin {number}", rank=1000 + number, price=1.0)
+        arm(5.0, coin_id=50_000 + number)
+    ticker.poll()
+    exchange.forget_requests()
+    for _ in range(4):
+        clock.advance(60)
+        exchange.faults.clear()
+        allowed = len(exchange.asked(QUOTES)) + 1
+
+        def limit(body: Any, allowed: int = allowed) -> Any:
+            over = len(exchange.asked(QUOTES)) > allowed
+            return {"status": {"error_code": 1008, "error_message": "minute limit"}} if over else body
+
+        exchange.faults.add(QUOTES, Fault.changed(limit))
+        ticker.poll()
+    served = asked_ids(exchange)[::2]
+    assert len({tuple(ids) for ids in served}) == 2
 
 
 def test_get_bitcoin_price(exchange: Exchange, monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> None:

@@ -67,6 +67,16 @@ def test_login_takes_the_address_in_any_case(stranger: Caller) -> None:
     assert answer.json().keys() == {"access_token", "token_type", "expires_in"}
 
 
+@pytest.mark.parametrize("address", ["bob@b\u00fccher.example.com", "x@stra\u00dfe.example.com", "e\u0301@example.com"])
+def test_an_address_typed_as_at_sign_up_logs_in(stranger: Caller, address: str) -> None:
+    assert stranger.post("/user/signup/", SIGN_UP | {"email": address}).status_code == 201
+    assert stranger.post("/user/signup/", SIGN_UP | {"email": address}).status_code == 409
+    answer = stranger.post("/user/login/", {"email": address, "password": PASSWORD})
+    assert answer.status_code == 200
+    stranger.token = answer.json()["access_token"]
+    assert stranger.get("/alerts/fetch/", email=address).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("password", "status"),
     [

@@ -39,14 +39,13 @@ async def create_alert(
     Raises UnprocessableError or UnavailableError for a coin that can't be told, ConflictError for one that is already
     set or is one too many.
     """
-    coin = await resolve(database, wish.symbol)
     if await _free_places(database, user, settings) > NEARLY_FULL:
-        return await _store(database, wish, coin, user=user, settings=settings, clock=clock)
+        return await _store(database, wish, user=user, settings=settings, clock=clock)
     async with turns.of(user.user_id):
         if not await _free_places(database, user, settings):
             most = settings.max_alerts_per_user
             raise ConflictError(f"You have {most} live alerts, the most that this service allows. Delete one first.")
-        return await _store(database, wish, coin, user=user, settings=settings, clock=clock)
+        return await _store(database, wish, user=user, settings=settings, clock=clock)
 
 
 async def _free_places(database: AsyncDB, user: CurrentUser, settings: Settings) -> int:
@@ -55,9 +54,11 @@ async def _free_places(database: AsyncDB, user: CurrentUser, settings: Settings)
 
 
 async def _store(
-    database: AsyncDB, wish: AlertSchema, coin: Document, *, user: CurrentUser, settings: Settings, clock: Clock
+    database: AsyncDB, wish: AlertSchema, *, user: CurrentUser, settings: Settings, clock: Clock
 ) -> Document:
+    # The time before the price: a price from after it is found, and made good for, by _count_from_last_price.
     now = _creation_time(clock)
+    coin = await resolve(database, wish.symbol)
     price = _known_price(coin, now, settings)
     alert = alerts.new_alert(
         user_id=user.user_id,
@@ -70,20 +71,22 @@ async def _store(
         now=now,
     )
     await alerts.insert_alert(database, alert)
-    await _count_from_last_price(database, alert, clock)
+    await _count_from_last_price(database, alert, wish, clock)
     return alert
 
 
-async def _count_from_last_price(database: AsyncDB, alert: Document, clock: Clock) -> None:
+async def _count_from_last_price(database: AsyncDB, alert: Document, wish: AlertSchema, clock: Clock) -> None:
     """Close the gap between choosing `created_at` and the alert being visible to the evaluator.
 
     A price seen in that gap may have been evaluated without this alert. The poller stores a price before it evaluates
-    it, so such a price is found here, and the alert then counts from after it: no observation since its creation is
-    missed.
+    it, so such a price is found here, and the alert is restated as created after it and at it: no observation since
+    its creation is missed, and its direction follows from the price at its creation.
     """
-    seen_at = await coins.price_seen_at(database, coin_id=alert["coin_id"])
-    if seen_at is not None and seen_at >= alert["created_at"]:
-        await alerts.restart_alert(database, alert, now=_creation_time(clock))
+    seen = await coins.last_price(database, coin_id=alert["coin_id"])
+    if seen is not None and seen.at >= alert["created_at"]:
+        direction = wish.direction or _infer_direction(wish.targetPrice, seen.price)
+        now = max(_creation_time(clock), seen.at + MILLISECOND)
+        await alerts.restate_alert(database, alert, now=now, price=seen.price, direction=direction)
 
 
 def _creation_time(clock: Clock) -> datetime:
@@ -94,7 +97,8 @@ def _creation_time(clock: Clock) -> datetime:
 def _known_price(coin: Document, now: datetime, settings: Settings) -> float | None:
     """The coin's price, unless it is so old that it would fire nothing either."""
     seen_at = coin.get("price_seen_at")
-    fresh = seen_at is not None and now - seen_at <= timedelta(seconds=settings.stale_after_seconds)
+    limit = timedelta(seconds=settings.stale_after_seconds)
+    fresh = seen_at is not None and abs(now - seen_at) <= limit  # a clock that was set back leaves later ones behind
     return coin["price"] if fresh else None
 
 

@@ -17,10 +17,13 @@ def evaluate(database: SyncDB, observations: Sequence[Observation], *, now: date
     `observations` hold at most one per coin; call it with older ones first. Doing it again changes nothing, so a call
     that failed half-way is simply repeated. `now` becomes the alerts' `fired_at`.
     """
-    if not observations:
+    # Looking through the index for coins without live alerts is not free: where many fired, it is full of leftovers.
+    watched = firings.watched_coins(database) if observations else set()
+    relevant = [seen for seen in observations if seen.coin_id in watched]
+    if not relevant:
         return 0
-    firings.settle(database, observations)
-    fired = firings.fire(database, observations, now=now)
+    firings.settle(database, relevant)
+    fired = firings.fire(database, relevant, now=now)
     if fired:
         logger.info("%d alerts fired on observations of %d coins", fired, len(observations))
     return fired

@@ -69,19 +69,25 @@ async def insert_alert(database: AsyncDB, alert: Document) -> None:
     try:
         await database.alerts.insert_one(alert)
     except DuplicateKeyError as error:
-        twin = await database.alerts.find_one({**_claim(alert), **LIVE}, {"_id": 1})
-        named = f"alert {twin['_id']}" if twin else "another request"
-        raise ConflictError(
-            f"You already have a live alert for {alert['symbol']} at this price and direction: {named}. "
-            "Delete it first, or choose another target."
-        ) from error
+        raise await _twin_error(database, alert) from error
 
 
-async def restart_alert(database: AsyncDB, alert: Document, *, now: datetime) -> None:
-    """Move a live alert's creation to `now`; one that fired or was deleted meanwhile stays as it is."""
-    changed = await database.alerts.update_one({"_id": alert["_id"], **LIVE}, {"$set": {"created_at": now}})
+async def restate_alert(
+    database: AsyncDB, alert: Document, *, now: datetime, price: float, direction: Direction | None
+) -> None:
+    """Make a live alert one that was created `now` at `price`; one that fired or was deleted meanwhile stays as it is.
+
+    Raises ConflictError, and takes the alert back, where that makes it the twin of another live one.
+    """
+    changes = {"created_at": now, "currentPrice": price, "direction": direction, "directions": [direction]}
+    live = {"_id": alert["_id"], **LIVE}
+    try:
+        changed = await database.alerts.update_one(live, {"$set": changes, "$unset": {"unsettled": ""}})
+    except DuplicateKeyError as error:
+        await database.alerts.delete_one(live)
+        raise await _twin_error(database, alert | changes) from error
     if changed.modified_count:
-        alert["created_at"] = now
+        alert.update(changes)
 
 
 async def count_live(database: AsyncDB, *, user_id: ObjectId, limit: int) -> int:
@@ -128,10 +134,16 @@ async def fetch_alerts(
     return alerts, await database.alerts.count_documents(wanted)
 
 
-def _claim(alert: Document) -> Document:
-    return {
+async def _twin_error(database: AsyncDB, alert: Document) -> ConflictError:
+    claim = {
         "user_id": alert["user_id"],
         "coin_id": alert["coin_id"],
         "target": alert["target"],
         "directions": {"$in": alert["directions"]},
     }
+    twin = await database.alerts.find_one(claim | LIVE, {"_id": 1})
+    named = f"alert {twin['_id']}" if twin else "another request"
+    return ConflictError(
+        f"You already have a live alert for {alert['symbol']} at this price and direction: {named}. "
+        "Delete it first, or choose another target."
+    )

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 import pymongo
@@ -22,6 +23,14 @@ ALWAYS_KNOWN: tuple[Document, ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPrice:
+    """A price in USD and when it was seen (aware UTC)."""
+
+    price: float
+    at: datetime
+
+
 # The web side reads.
 
 
@@ -30,10 +39,10 @@ async def find_by_ticker(database: AsyncDB, *, ticker: str) -> Document | None:
     return await database.coins.find_one({"ticker": ticker, "active": True}, sort=[("rank", ASCENDING)])
 
 
-async def price_seen_at(database: AsyncDB, *, coin_id: int) -> datetime | None:
-    """Return when the coin's last good price was seen, None if there was none yet."""
-    coin = await database.coins.find_one({"_id": coin_id}, {"price_seen_at": 1})
-    return coin.get("price_seen_at") if coin else None
+async def last_price(database: AsyncDB, *, coin_id: int) -> SeenPrice | None:
+    """Return the coin's last good price, None if there was none yet."""
+    coin = await database.coins.find_one({"_id": coin_id}, {"price": 1, "price_seen_at": 1})
+    return SeenPrice(coin["price"], coin["price_seen_at"]) if coin and "price" in coin else None
 
 
 # The scheduler thread writes.
@@ -63,6 +72,11 @@ def replace_map(database: SyncDB, coins: Iterable[Document], *, now: datetime) -
     return len(updates)
 
 
+def count_mapped(database: SyncDB) -> int:
+    """Return how many active coins the last map held."""
+    return database.coins.count_documents({"active": True, "mapped_at": {"$exists": True}})
+
+
 def find_coin(database: SyncDB, *, coin_id: int) -> Document | None:
     """Return the coin with this id, or None."""
     return database.coins.find_one({"_id": coin_id})
@@ -75,12 +89,9 @@ def best_ranked(database: SyncDB, *, count: int) -> list[int]:
 
 
 def store_prices(database: SyncDB, observations: Iterable[Observation]) -> None:
-    """Remember each coin's latest price; an older observation never replaces a newer one."""
+    """Remember each coin's latest price. Call it in the order in which they were seen."""
     updates = [
-        UpdateOne(
-            {"_id": seen.coin_id, "price_seen_at": {"$not": {"$gt": seen.end}}},
-            {"$set": {"price": seen.close, "price_seen_at": seen.end}},
-        )
+        UpdateOne({"_id": seen.coin_id}, {"$set": {"price": seen.close, "price_seen_at": seen.end}})
         for seen in observations
     ]
     if updates:

@@ -7,11 +7,15 @@ from pymongo.errors import DuplicateKeyError
 
 from app.database.client import AsyncDB, Document
 from app.errors import ConflictError
+from app.models import mail_address
 
 
 def email_key(email: str) -> str:
-    """The form in which addresses are compared and kept unique: without regard to case."""
-    return email.lower()
+    """The form in which addresses are compared and kept unique: as at sign-up, without regard to case."""
+    try:
+        return mail_address(email).lower()
+    except ValueError:  # nobody's: it equals none that is stored
+        return email.lower()
 
 
 async def create_user(database: AsyncDB, *, username: str, email: str, password_hash: bytes, now: datetime) -> ObjectId:

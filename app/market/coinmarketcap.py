@@ -4,12 +4,11 @@ Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 
 """
 
 import json
-import logging
 import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,6 @@ from app.market.meter import Meter
 from app.market.sieve import sift_aside
 from app.observations import usable_price
 
-logger = logging.getLogger(__name__)
-
 SOURCE = "coinmarketcap"
 IDS_PER_CALL = 250
 """What one credit buys."""
@@ -31,7 +28,8 @@ MAP_PAGE = 5000
 LISTINGS_PAGE = 5000
 """The most that one call returns; it costs 20 credits, 1 per 250 coins."""
 MOST_MAP_PAGES = 20
-LONGEST_RETRY_AFTER_SECONDS = 3600
+LONGEST_RETRY_AFTER = timedelta(seconds=3600)
+"""The longest silence that a header can ask for."""
 USD = "USD"
 
 BAD_ARGUMENT = 400
@@ -81,6 +79,15 @@ class ListingsPage:
     is_last: bool
 
 
+class RefusedIdsError(UpstreamError):
+    """A call failed over single values; `ids` are those that the message names: `Invalid value for "id": "4711"`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(SOURCE, reason)
+        named = re.search(r'Invalid values? for "id": "([\d, ]{1,5000})"', message)
+        self.ids = {int(value[:20]) for value in named[1].replace(",", " ").split()} if named else set()
+
+
 class CoinMarketCap:
     """One HTTP session to CoinMarketCap; used by one thread at a time. `meter` counts its calls and credits."""
 
@@ -102,7 +109,6 @@ class CoinMarketCap:
         self._session.headers["Accept"] = "application/json"
         if api_key:
             self._session.headers["X-CMC_PRO_API_KEY"] = api_key
-        self._refused: set[int] = set()
 
     def close(self) -> None:
         """Close the kept connections."""
@@ -112,25 +118,16 @@ class CoinMarketCap:
         """Return the usable quotes among the coins asked for, at most 250 of them, in one call.
 
         A coin whose row is missing, malformed, doubled by another coin's, or without a positive finite price is left
-        out and harms no other. Raises UpstreamError, or UpstreamThrottledError when told to wait.
+        out and harms no other. Raises UpstreamError: RefusedIdsError when single ids are to blame,
+        UpstreamThrottledError when told to wait.
         """
-        asked = [coin_id for coin_id in coin_ids if coin_id not in self._refused]
-        params = {"id": ",".join(map(str, asked)), "convert": USD, "aux": "cmc_rank", "skip_invalid": "true"}
-        try:
-            rows = self._get("/v3/cryptocurrency/quotes/latest", params)
-        except _RefusedValuesError as error:
-            refused = error.values.intersection(asked)
-            if not refused or len(refused) == len(asked):
-                raise
-            # One refused id fails the whole call: the others must not pay for it, now or at the next poll.
-            logger.warning("%s; asking without coins %s until the next refresh of the map", error, sorted(refused))
-            self._refused |= refused
-            return self.quotes(asked)
+        params = {"id": ",".join(map(str, coin_ids)), "convert": USD, "aux": "cmc_rank", "skip_invalid": "true"}
+        rows = self._get("/v3/cryptocurrency/quotes/latest", params)
+        asked = set(coin_ids)
         return [quote for row in rows if (quote := _quote(row)) and quote.coin_id in asked]
 
     def map(self) -> list[MappedCoin]:
         """Return every active coin, best rank first. Takes a call per 5,000 coins."""
-        self._refused.clear()
         coins: dict[int, MappedCoin] = {}
         for page in range(MOST_MAP_PAGES):
             params = {
@@ -198,7 +195,7 @@ class CoinMarketCap:
         if reply.status == requests.codes.too_many_requests or code in LIMITS:
             raise UpstreamThrottledError(SOURCE, reason, self._retry_at(code, reply))
         if code == BAD_ARGUMENT:
-            raise _RefusedValuesError(reason, message)
+            raise RefusedIdsError(reason, message)
         raise UpstreamError(SOURCE, reason)
 
     def _retry_at(self, code: int, reply: http.Reply) -> datetime | None:
@@ -215,15 +212,6 @@ class CoinMarketCap:
         return _retry_after(reply, now)
 
 
-class _RefusedValuesError(UpstreamError):
-    """A call failed over single values, which the message names: `Invalid value for "id": "4711"`."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(SOURCE, reason)
-        named = re.search(r'Invalid values? for "id": "([\d, ]+)"', message)
-        self.values = {int(value) for value in named[1].replace(",", " ").split()} if named else set()
-
-
 def _status(reply: http.Reply) -> tuple[int, str]:
     """The reply's own error code (a number, a text or absent: then the HTTP status stands for it) and message."""
     status = reply.body.get("status") if isinstance(reply.body, dict) else None
@@ -234,19 +222,21 @@ def _status(reply: http.Reply) -> tuple[int, str]:
     absent = 0 if reply.status == requests.codes.ok else reply.status
     try:
         code = int(status.get("error_code", absent))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UpstreamError(SOURCE, f"HTTP {reply.status} with the error code {status['error_code']!r:.50}") from None
-    return code, str(status.get("error_message") or "")[:300]
+    return code, printable(str(status.get("error_message") or ""))[:300]
 
 
 def _retry_after(reply: http.Reply, now: datetime) -> datetime | None:
     """Read Retry-After (seconds) or x-ratelimit-reset ("2026-01-31 12:00:00 +0000"); neither is promised."""
-    seconds = reply.headers.get("Retry-After", "")
+    latest = now + LONGEST_RETRY_AFTER
+    seconds = reply.headers.get("Retry-After", "")[:12]
     if seconds.isdecimal():
-        return now + timedelta(seconds=min(int(seconds), LONGEST_RETRY_AFTER_SECONDS))
+        return min(latest, now + timedelta(seconds=min(int(seconds), LONGEST_RETRY_AFTER.seconds)))
     try:
-        return datetime.strptime(reply.headers.get("x-ratelimit-reset", ""), "%Y-%m-%d %H:%M:%S %z")
-    except ValueError:
+        reset = datetime.strptime(reply.headers.get("x-ratelimit-reset", ""), "%Y-%m-%d %H:%M:%S %z")
+        return min(latest, reset.astimezone(UTC))
+    except (ValueError, OverflowError):
         return None
 
 
@@ -267,7 +257,12 @@ def _listing(row: Any) -> Listing | None:
         return None
     rank = row.get("cmc_rank")
     return Listing(
-        row["id"], symbol.strip(), name[:200], rank if _is_id(rank) else None, price, _amount(in_usd.get("market_cap"))
+        row["id"],
+        printable(symbol).strip(),
+        printable(name)[:200],
+        rank if _is_id(rank) else None,
+        price,
+        _amount(in_usd.get("market_cap")),
     )
 
 
@@ -290,7 +285,12 @@ def _mapped_coin(row: Any) -> MappedCoin | None:
     symbol, name, rank = row.get("symbol"), row.get("name"), row.get("rank")
     if not isinstance(name, str) or not isinstance(symbol, str) or not symbol.strip() or not symbol.isprintable():
         return None
-    return MappedCoin(row["id"], symbol.strip()[:32], name[:200], rank if _is_id(rank) else None)
+    return MappedCoin(row["id"], symbol.strip()[:32], printable(name)[:200], rank if _is_id(rank) else None)
+
+
+def printable(text: str) -> str:
+    """The text with a space for every character that is none, lone surrogates above all: UTF-8 can't carry those."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _is_id(value: Any) -> bool:

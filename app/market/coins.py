@@ -6,12 +6,14 @@ from datetime import timedelta
 from app.clock import Clock
 from app.database import coins, feeds
 from app.database.client import AsyncDB, Document, SyncDB
-from app.errors import UnavailableError, UnprocessableError
+from app.errors import UnavailableError, UnprocessableError, UpstreamError
 from app.market.coinmarketcap import SOURCE, CoinMarketCap, MappedCoin
 
 logger = logging.getLogger(__name__)
 
 REFRESH_EVERY = timedelta(days=1)
+LEAST_SHARE = 0.5
+"""A map with a smaller share of the coins known before is half a reply: nothing is delisted at that rate."""
 
 
 async def resolve(database: AsyncDB, ticker: str) -> Document:
@@ -32,15 +34,15 @@ async def resolve(database: AsyncDB, ticker: str) -> Document:
 
 
 def refresh_map_if_due(database: SyncDB, client: CoinMarketCap, clock: Clock) -> None:
-    """Fetch and store the whole map if the stored one is a day old. Raises UpstreamError."""
+    """Fetch and store the whole map if the stored one is a day old. Raises UpstreamError, also for half a map."""
     now = clock.now()
     mapped_at = feeds.mapped_at(database, source=SOURCE)
     if mapped_at is not None and now - mapped_at < REFRESH_EVERY:
         return
     mapped = client.map()
-    if not mapped:
-        logger.warning("CoinMarketCap's map came back empty: the stored one is kept")
-        return
+    known = coins.count_mapped(database)
+    if len(mapped) < max(1, known * LEAST_SHARE):
+        raise UpstreamError(SOURCE, f"a map of {len(mapped)} coins, where {known} are known: the stored one is kept")
     count = coins.replace_map(database, [_stored(coin) for coin in mapped], now=now)
     feeds.record(database, source=SOURCE, mapped_at=now)
     logger.info("map of coins refreshed: %d active coins", count)
