@@ -10,9 +10,9 @@ from app.market.bybit import SOURCE, Row
 from app.market.coinmarketcap import Listing
 
 QUOTE_COIN = "USDT"
-COIN_ZONES = {"", "innovation", "adventure"}
+COIN_ZONES = ("", "innovation", "adventure")
 """Bybit's `symbolType` of coins. Others are stocks, funds, commodities or currencies in the guise of a pair."""
-NOT_TRADING = {"PreLaunch", "Delivering", "Closed"}
+NOT_TRADING = ("PreLaunch", "Delivering", "Closed")
 
 AGREEMENT = 0.05
 """How far CoinMarketCap's price may lie from Bybit's for both to be the same coin's."""
@@ -38,7 +38,7 @@ def bybit_figures(instruments: Iterable[Row], tickers: Iterable[Row]) -> tuple[d
     A figure that is missing or no number is None. Raises UpstreamError where the tickers price too few of the pairs.
     """
     bases = usdt_pairs(instruments)
-    rows = {row["symbol"]: row for row in tickers if isinstance(row, dict) and row.get("symbol") in bases}
+    rows = {row["symbol"]: row for row in tickers if isinstance(row, dict) and isinstance(row.get("symbol"), str)}
     read = {pair: _read(rows.get(pair, {})) for pair in bases}
     priced = sum(row["currentPrice"] is not None for row in read.values())
     if not bases or priced < LEAST_PRICED_SHARE * len(bases):

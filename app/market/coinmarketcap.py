@@ -4,8 +4,8 @@ Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -276,7 +276,9 @@ def _in_usd(row: Any) -> dict[str, Any] | None:
 
 def _amount(value: Any) -> float | None:
     """A number of dollars as it was sent; None for anything that JSON could not carry on."""
-    return value if isinstance(value, int | float) and math.isfinite(value) and value >= 0 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 <= value <= sys.float_info.max else None
 
 
 def _mapped_coin(row: Any) -> MappedCoin | None:

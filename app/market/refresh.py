@@ -72,6 +72,13 @@ class Refresher:
         except UpstreamError as error:
             self._leave_alone(error)
             return None
+        except Exception as error:
+            # Whatever is odd about a page of thousands of coins, Bybit's prices go out all the same.
+            logger.exception("the listings could not be joined")
+            self._leave_alone(
+                UpstreamError(COINMARKETCAP, f"listings that could not be joined ({type(error).__name__})")
+            )
+            return None
         self._caps_pause = FIRST_PAUSE_SECONDS
         return coins
 

@@ -36,7 +36,7 @@ def sift(content: bytes, tickers: Collection[str]) -> Any:
         wanted = set(tickers)
         body["row_count"] = len(rows)
         body["data"] = [
-            _slim(row) for row in rows if isinstance(row, dict) and str(row.get("symbol")).upper() in wanted
+            _slim(row) for row in rows if isinstance(row, dict) and str(row.get("symbol")).strip().upper() in wanted
         ]
     return body
 

@@ -71,7 +71,7 @@ def make_snapshot(
 
 def serialise(document: Any) -> bytes:
     """Compact JSON in UTF-8."""
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(errors="replace")
 
 
 def compress(text: bytes) -> Body:
