@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.config import Settings
 from app.database.client import SyncDB, connect, create_indexes
 from app.database.coins import ensure_always_known
 from app.database.embedded import EmbeddedMongo
@@ -113,15 +114,20 @@ def caller() -> Iterator[Callable[[str], Caller]]:
 
 
 @pytest.fixture
-def service(mongo_url: str, database_name: str, exchange: Exchange, mailbox: Mailbox) -> Iterator[str]:
-    """The whole service, polling the exchange ten times a second and mailing to the mailbox; yields its base URL."""
-    settings = make_settings(
+def settings(mongo_url: str, database_name: str, exchange: Exchange, mailbox: Mailbox) -> Settings:
+    """For a service that polls the exchange ten times a second and mails to the mailbox."""
+    return make_settings(
         mongo_url=mongo_url,
         mongo_db=database_name,
         coinmarketcap_url=exchange.url,
         smtp_host=mailbox.host,
         smtp_port=mailbox.port,
     )
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[str]:
+    """The whole service; yields its base URL."""
     with running_service(settings) as url:
         yield url
 

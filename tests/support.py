@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import requests
 import uvicorn
+from fastapi import FastAPI
 
 from app.clock import Clock, floor_to_ms
 from app.config import Settings
@@ -79,9 +80,9 @@ def plain_text(mail: Mail) -> str:
 
 
 @contextmanager
-def running_service(settings: Settings, clock: Clock | None = None) -> Iterator[str]:
-    """Serve the application on a free port, in a thread; yields its base URL."""
-    config = uvicorn.Config(create_app(settings, clock), host="127.0.0.1", port=0, log_config=None, access_log=False)
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free port, in a thread; yields its base URL."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, backlog=4096)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="service under test")
     thread.start()
@@ -92,6 +93,11 @@ def running_service(settings: Settings, clock: Clock | None = None) -> Iterator[
     finally:
         server.should_exit = True
         thread.join()
+
+
+def running_service(settings: Settings, clock: Clock | None = None) -> AbstractContextManager[str]:
+    """The whole service."""
+    return serving(create_app(settings, clock))
 
 
 class Caller:

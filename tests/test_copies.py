@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from app.config import Settings
 from app.database.client import SyncDB
 from app.market.coinmarketcap import CoinMarketCap
 from app.ticker import Ticker
@@ -62,16 +63,9 @@ def test_a_copy_that_retires_is_followed_at_once(make_ticker: Callable[[Exchange
 
 
 def test_two_copies_send_one_mail_each_alert(
-    mongo_url: str, database_name: str, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
+    settings: Settings, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
 ) -> None:
     """Invariants 1 to 3 with two whole services: sign up at one, look at the other."""
-    settings = make_settings(
-        mongo_url=mongo_url,
-        mongo_db=database_name,
-        coinmarketcap_url=exchange.url,
-        smtp_host=mailbox.host,
-        smtp_port=mailbox.port,
-    )
     with running_service(settings) as one, running_service(settings) as other:
         alice, elsewhere = caller(one).sign_up("alice@example.com"), caller(other)
         elsewhere.token = alice.token

@@ -16,14 +16,9 @@ from app.database import alerts, notifications
 from app.database.client import Document, SyncDB
 from app.observations import Observation
 from sandbox.mailbox import Mailbox
-from tests.support import ManualClock, make_settings
+from tests.support import ManualClock
 
 MAIL_FROM = "alerts@cryptoticker.example.com"
-
-
-@pytest.fixture
-def settings(mailbox: Mailbox) -> Settings:
-    return make_settings(smtp_host=mailbox.host, smtp_port=mailbox.port)
 
 
 @pytest.fixture

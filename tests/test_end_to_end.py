@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from app.config import Settings
 from sandbox.exchange import Exchange
 from sandbox.faults import Fault
 from sandbox.mailbox import Mailbox
-from tests.support import Caller, make_settings, plain_text, running_service, wait_until
+from tests.support import Caller, plain_text, running_service, wait_until
 
 BTC, ETH, DOGE = 1, 1027, 74
 
@@ -79,18 +80,11 @@ def test_users_see_delete_and_are_mailed_only_their_own(
 
 
 def test_alerts_set_before_any_price_was_seen_are_settled_by_the_first_one(
-    mongo_url: str, database_name: str, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
+    settings: Settings, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
 ) -> None:
     """Invariant 6: a null price is none. The first real one settles directions, and fires only what it equals."""
     exchange.faults.add("/quotes/latest", Fault.price(None))
     exchange.market.set_price(BTC, 100_000.0)
-    settings = make_settings(
-        mongo_url=mongo_url,
-        mongo_db=database_name,
-        coinmarketcap_url=exchange.url,
-        smtp_host=mailbox.host,
-        smtp_port=mailbox.port,
-    )
     with running_service(settings) as url:
         user = caller(url).sign_up("early@example.com")
         over, under, equal = user.create(110_000), user.create(90_000), user.create(100_000)

@@ -88,6 +88,18 @@ class PriceComesInBetween(ManualClock):
         return chosen
 
 
+async def create(mongo_url: str, database_name: str, wish: AlertSchema, clock: Clock) -> Document:
+    """Create an alert with the helper that the route calls, under a clock of the test's."""
+    client = connect_async(mongo_url)
+    user = CurrentUser(ObjectId(), "alice@example.com")
+    try:
+        return await create_alert(
+            client[database_name], wish, user=user, settings=make_settings(), clock=clock, turns=Turns()
+        )
+    finally:
+        await client.close()
+
+
 def test_its_direction_follows_from_the_price_that_it_counts_from(
     mongo_url: str, database_name: str, database: SyncDB
 ) -> None:
@@ -97,17 +109,7 @@ def test_its_direction_follows_from_the_price_that_it_counts_from(
     )
     clock = PriceComesInBetween(database)
 
-    async def create() -> Document:
-        client = connect_async(mongo_url)
-        wish, user = AlertSchema(targetPrice=95.0), CurrentUser(ObjectId(), "alice@example.com")
-        try:
-            return await create_alert(
-                client[database_name], wish, user=user, settings=make_settings(), clock=clock, turns=Turns()
-            )
-        finally:
-            await client.close()
-
-    alert = asyncio.run(create())
+    alert = asyncio.run(create(mongo_url, database_name, AlertSchema(targetPrice=95.0), clock))
     assert (alert["direction"], alert["currentPrice"]) == ("below", 100.0)
     stored = database.alerts.find_one({"_id": alert["_id"]})
     assert stored is not None
@@ -120,18 +122,8 @@ def test_an_alert_counts_from_after_a_price_that_was_evaluated_without_it(
     """Invariant 4 turned round: no observation since its creation has been missed, for its creation moves behind it."""
     clock = PriceComesInBetween(database)
 
-    async def create() -> Document:
-        client = connect_async(mongo_url)
-        wish = AlertSchema(targetPrice=100.0, direction="above")
-        user = CurrentUser(ObjectId(), "alice@example.com")
-        try:
-            return await create_alert(
-                client[database_name], wish, user=user, settings=make_settings(), clock=clock, turns=Turns()
-            )
-        finally:
-            await client.close()
-
-    alert = asyncio.run(create())
+    wish = AlertSchema(targetPrice=100.0, direction="above")
+    alert = asyncio.run(create(mongo_url, database_name, wish, clock))
     coin = database.coins.find_one({"_id": BTC})
     stored = database.alerts.find_one({"_id": alert["_id"]})
     assert coin is not None

@@ -1,12 +1,10 @@
 """The market routes served on a real socket, without the threads of the alert side, and a caller with the key."""
 
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import requests
-import uvicorn
 from fastapi import FastAPI
 
 from app.auth.security import PasswordHasher
@@ -24,7 +22,7 @@ from app.routers.market_fast_path import MarketFastPath
 from app.services import Services
 from app.ticker import Ticker, connect_coinmarketcap
 from sandbox.exchange import Exchange
-from tests.support import wait_until
+from tests.support import serving, wait_until
 
 KEY = "a-market-key-of-tests"
 SNAPSHOT = "/api/market/aggregated_data"
@@ -108,27 +106,12 @@ def market_service(settings: Settings, clock: Clock, patience: http.Patience = h
     install_error_handlers(app)
     for module in (service, market):
         app.include_router(module.router)
-    with _served(app) as base_url:
+    with serving(app) as base_url:
         caller = MarketCaller(base_url, opened[0])
         try:
             yield caller
         finally:
             caller.close()
-
-
-@contextmanager
-def _served(app: FastAPI) -> Iterator[str]:
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, backlog=4096)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="market under test")
-    thread.start()
-    try:
-        wait_until(lambda: server.started or not thread.is_alive())
-        assert server.started, "the service did not start"
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def _idle_scheduler(settings: Settings, clock: Clock) -> SchedulerThread:
