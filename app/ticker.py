@@ -17,7 +17,8 @@ from app.database import clock_repairs, coins, feeds, firings
 from app.database.client import SyncDB
 from app.duty import Duty
 from app.errors import UpstreamError, UpstreamThrottledError
-from app.market.coinmarketcap import IDS_PER_CALL, SOURCE, CoinMarketCap, Quote
+from app.market.coinmarketcap import IDS_PER_CALL, SOURCE, CoinMarketCap
+from app.market.coinmarketcap_rows import Quote
 from app.market.coins import refresh_map_if_due
 from app.market.meter import Meter
 from app.market.quotes import Quotes

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.errors import UpstreamError
 from app.market.bybit import SOURCE, Row
-from app.market.coinmarketcap import Listing
+from app.market.coinmarketcap_rows import Listing
 
 QUOTE_COIN = "USDT"
 COIN_ZONES = ("", "innovation", "adventure")

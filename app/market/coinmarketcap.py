@@ -5,7 +5,6 @@ Shapes, error codes and limits: https://coinmarketcap.com/api/documentation (v3 
 
 import json
 import re
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,12 +13,22 @@ from typing import Any
 
 import requests
 
-from app.clock import Clock, parse_utc
+from app.clock import Clock
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market import http
+from app.market.coinmarketcap_rows import (
+    USD,
+    Listing,
+    MappedCoin,
+    Quote,
+    is_id,
+    printable,
+    read_listing,
+    read_mapped_coin,
+    read_quote,
+)
 from app.market.meter import Meter
 from app.market.sieve import sift_aside
-from app.observations import usable_price
 
 SOURCE = "coinmarketcap"
 IDS_PER_CALL = 250
@@ -30,7 +39,6 @@ LISTINGS_PAGE = 5000
 MOST_MAP_PAGES = 20
 LONGEST_RETRY_AFTER = timedelta(seconds=3600)
 """The longest silence that a header can ask for."""
-USD = "USD"
 
 BAD_ARGUMENT = 400
 MINUTE_LIMIT = 1008
@@ -38,37 +46,6 @@ DAILY_LIMIT = 1009
 MONTHLY_LIMIT = 1010
 ADDRESS_LIMIT = 1011
 LIMITS = range(MINUTE_LIMIT, ADDRESS_LIMIT + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """A coin's price in USD that is fit to fire alerts, and when CoinMarketCap last updated it (aware UTC)."""
-
-    coin_id: int
-    price: float
-    last_updated: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class MappedCoin:
-    """An active coin of the map; `rank` is None for one without a rank."""
-
-    coin_id: int
-    symbol: str
-    name: str
-    rank: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A coin of the listings: `price` and `market_cap` in USD, as CoinMarketCap sent them."""
-
-    coin_id: int
-    symbol: str
-    name: str
-    rank: int | None
-    price: float
-    market_cap: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +101,7 @@ class CoinMarketCap:
         params = {"id": ",".join(map(str, coin_ids)), "convert": USD, "aux": "cmc_rank", "skip_invalid": "true"}
         rows = self._get("/v3/cryptocurrency/quotes/latest", params)
         asked = set(coin_ids)
-        return [quote for row in rows if (quote := _quote(row)) and quote.coin_id in asked]
+        return [quote for row in rows if (quote := read_quote(row)) and quote.coin_id in asked]
 
     def map(self) -> list[MappedCoin]:
         """Return every active coin, best rank first. Takes a call per 5,000 coins."""
@@ -138,7 +115,7 @@ class CoinMarketCap:
                 "aux": "is_active",
             }
             rows = self._get("/v1/cryptocurrency/map", params)
-            fresh = {coin.coin_id: coin for row in rows if (coin := _mapped_coin(row))}
+            fresh = {coin.coin_id: coin for row in rows if (coin := read_mapped_coin(row))}
             if not fresh.keys() - coins.keys():
                 break
             coins |= fresh
@@ -155,7 +132,7 @@ class CoinMarketCap:
         params = {"start": str(start), "limit": str(limit), "convert": USD, "aux": "cmc_rank"}
         parse = partial(sift_aside, tickers=tickers)
         body = self._get_body("/v3/cryptocurrency/listings/latest", params, list, parse)
-        listings = [listing for row in body["data"] if (listing := _listing(row))]
+        listings = [listing for row in body["data"] if (listing := read_listing(row))]
         return ListingsPage(listings, is_last=body["row_count"] < limit)
 
     def credits_left(self) -> int | None:
@@ -184,7 +161,7 @@ class CoinMarketCap:
                 reason = f"HTTP {reply.status} without a {kind.__name__} of data {reply.excerpt!r}".rstrip(" '")
                 raise UpstreamError(SOURCE, reason)
             credit_count = reply.body["status"].get("credit_count")
-            self._meter.spend(credit_count if _is_id(credit_count) else 0)
+            self._meter.spend(credit_count if is_id(credit_count) else 0)
             return reply.body
 
     def _raise_for_error(self, reply: http.Reply) -> None:
@@ -238,63 +215,3 @@ def _retry_after(reply: http.Reply, now: datetime) -> datetime | None:
         return min(latest, reset.astimezone(UTC))
     except (ValueError, OverflowError):
         return None
-
-
-def _quote(row: Any) -> Quote | None:
-    in_usd = _in_usd(row)
-    if in_usd is None:
-        return None
-    price = usable_price(in_usd.get("price"))
-    last_updated = parse_utc(in_usd.get("last_updated"))
-    return Quote(row["id"], price, last_updated) if price and last_updated else None
-
-
-def _listing(row: Any) -> Listing | None:
-    in_usd = _in_usd(row)
-    price = usable_price(in_usd.get("price")) if in_usd else None
-    symbol, name = (row.get("symbol"), row.get("name")) if in_usd else (None, None)
-    if in_usd is None or price is None or not isinstance(symbol, str) or not isinstance(name, str):
-        return None
-    rank = row.get("cmc_rank")
-    return Listing(
-        row["id"],
-        printable(symbol).strip(),
-        printable(name)[:200],
-        rank if _is_id(rank) else None,
-        price,
-        _amount(in_usd.get("market_cap")),
-    )
-
-
-def _in_usd(row: Any) -> dict[str, Any] | None:
-    """The one quote in USD of a row that is about a coin."""
-    if not isinstance(row, dict) or not _is_id(row.get("id")) or not isinstance(row.get("quote"), list):
-        return None
-    in_usd = [quote for quote in row["quote"] if isinstance(quote, dict) and quote.get("symbol") == USD]
-    return in_usd[0] if len(in_usd) == 1 else None
-
-
-def _amount(value: Any) -> float | None:
-    """A number of dollars as it was sent; None for anything that JSON could not carry on."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if 0 <= value <= sys.float_info.max else None
-
-
-def _mapped_coin(row: Any) -> MappedCoin | None:
-    if not isinstance(row, dict) or not _is_id(row.get("id")) or row.get("is_active", 1) != 1:
-        return None
-    symbol, name, rank = row.get("symbol"), row.get("name"), row.get("rank")
-    if not isinstance(name, str) or not isinstance(symbol, str) or not symbol.strip() or not symbol.isprintable():
-        return None
-    return MappedCoin(row["id"], symbol.strip()[:32], printable(name)[:200], rank if _is_id(rank) else None)
-
-
-def printable(text: str) -> str:
-    """The text with a space for every character that is none, lone surrogates above all: UTF-8 can't carry those."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def _is_id(value: Any) -> bool:
-    """Ids and ranks: positive whole numbers that MongoDB can hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31

@@ -7,7 +7,8 @@ from app.clock import Clock
 from app.database import coins, feeds
 from app.database.client import AsyncDB, Document, SyncDB
 from app.errors import UnavailableError, UnprocessableError, UpstreamError
-from app.market.coinmarketcap import SOURCE, CoinMarketCap, MappedCoin
+from app.market.coinmarketcap import SOURCE, CoinMarketCap
+from app.market.coinmarketcap_rows import MappedCoin
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 
 from app.clock import Clock
-from app.market.coinmarketcap import CoinMarketCap, Quote, RefusedIdsError
+from app.market.coinmarketcap import CoinMarketCap, RefusedIdsError
+from app.market.coinmarketcap_rows import Quote
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from app.clock import Clock
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market.aggregated import Figures, bybit_figures, coin_figures, join, match_coins
 from app.market.bybit import SOURCE, Bybit
-from app.market.coinmarketcap import LISTINGS_PAGE, CoinMarketCap, Listing
+from app.market.coinmarketcap import LISTINGS_PAGE, CoinMarketCap
 from app.market.coinmarketcap import SOURCE as COINMARKETCAP
+from app.market.coinmarketcap_rows import Listing
 from app.market.meter import Meter
 from app.market.wire import Snapshot, make_snapshot
 

@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import UpstreamError
 from app.market.aggregated import bybit_figures, join, match_coins
-from app.market.coinmarketcap import Listing
+from app.market.coinmarketcap_rows import Listing
 from sandbox.bybit import plain
 from sandbox.exchange import Exchange
 from tests.market.conftest import Serve
