@@ -105,6 +105,7 @@ class SmtpMailer:
         self._step_seconds = step_seconds
         self._accept_seconds = accept_seconds
         self._smtp: smtplib.SMTP | None = None
+        self._tls: ssl.SSLContext | None = None
         self._last_used = 0.0
         self._mails = 0
 
@@ -183,20 +184,25 @@ class SmtpMailer:
 
     def _open(self) -> smtplib.SMTP:
         settings = self._settings
-        # Without an explicit context smtplib would not verify the server's certificate.
-        context = ssl.create_default_context()
         smtp: _Conversation
         if settings.smtp_security == "tls":
-            smtp = _TlsConversation(settings.smtp_host, settings.smtp_port, timeout=self._step_seconds, context=context)
+            smtp = _TlsConversation(
+                settings.smtp_host, settings.smtp_port, timeout=self._step_seconds, context=self._context()
+            )
         else:
             smtp = _Conversation(settings.smtp_host, settings.smtp_port, timeout=self._step_seconds)
         smtp.accept_seconds = self._accept_seconds
         self._smtp = smtp  # from here on it is dropped if a step fails
         if settings.smtp_security == "starttls":
-            smtp.starttls(context=context)
+            smtp.starttls(context=self._context())
         if settings.smtp_user:
             smtp.login(settings.smtp_user, settings.smtp_password)
         return smtp
+
+    def _context(self) -> ssl.SSLContext:
+        """Without one of its own smtplib would not verify the server's certificate. Made once: it takes 20 ms."""
+        self._tls = self._tls or ssl.create_default_context()
+        return self._tls
 
     def _drop(self) -> None:
         if self._smtp is not None:

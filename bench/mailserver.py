@@ -1,0 +1,34 @@
+"""`python -m bench.mailserver PORT`: an SMTP server in a process of its own, which takes every mail and keeps none.
+
+aiosmtpd, as the sandbox's mailbox, without what the mailbox does to each mail.
+"""
+
+import asyncio
+import signal
+import sys
+
+import uvloop
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+
+class Acceptor:
+    """Takes every mail."""
+
+    async def handle_DATA(self, _server: SMTP, _session: Session, _envelope: Envelope) -> str:  # noqa: N802
+        """Say so."""
+        return "250 OK"
+
+
+async def serve(port: int) -> None:
+    """Take mails until SIGTERM."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, over.set)
+    server = await loop.create_server(lambda: SMTP(Acceptor(), enable_SMTPUTF8=True, loop=loop), "127.0.0.1", port)
+    print("ready", flush=True)
+    await over.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1])))
