@@ -11,10 +11,13 @@ import uvicorn
 from pymongo.errors import PyMongoError
 
 from app.config import Settings, load_settings
+from app.database import leases
 from app.database.client import connect
 from app.database.embedded import EmbeddedMongo, EmbeddedMongoError
 from app.errors import SettingsError
 from app.main import create_app
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 GRACE_SECONDS = 5
@@ -42,10 +45,12 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError or EmbeddedMongoError if something stands in the way."""
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
-        if not settings.mongo_url:
+        addressed = bool(settings.mongo_url)
+        if not addressed:
             mongo = stack.enter_context(EmbeddedMongo(settings.data_dir / "mongo"))
             settings = replace(settings, mongo_url=mongo.url)
-        _check_database(settings)
+        _check_database(settings, is_ours_alone=not addressed)
+        _announce(settings)
         config = uvicorn.Config(
             create_app(settings),
             log_config=None,
@@ -68,10 +73,19 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _check_database(settings: Settings) -> None:
+def _announce(settings: Settings) -> None:
+    host = "localhost" if settings.host in {"0.0.0.0", "::"} else settings.host
+    logger.info("CryptoTicker on http://%s:%d (see /docs and /health). Ctrl-C stops it.", host, settings.port)
+    if not settings.smtp_host:
+        logger.warning("SMTP_HOST is not set: nobody is mailed, mails go to %s/", settings.data_dir / "outbox")
+
+
+def _check_database(settings: Settings, *, is_ours_alone: bool) -> None:
     try:
         with connect(settings.mongo_url) as client:
             client.admin.command("ping")
+            if is_ours_alone:  # a copy that was killed must not keep this one waiting for its leases
+                leases.clear(client[settings.mongo_db])
     except PyMongoError as error:
         raise StartError(
             f"no MongoDB answers at MONGO_URL ({type(error).__name__}). Start it, correct MONGO_URL in .env, "

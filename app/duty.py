@@ -22,7 +22,7 @@ class Duty:
         self._clock = clock
         self._length = length
         self._holder = ObjectId()
-        self._ours = False
+        self._ours: bool | None = None  # not known yet
 
     def is_ours(self) -> bool:
         """Renew or take the lease and tell whether this copy has the duty; while MongoDB is away, as it was before."""
@@ -32,9 +32,10 @@ class Duty:
             )
         except PyMongoError as error:
             logger.warning("MongoDB is away (%s): this copy goes on as before", type(error).__name__)
-            return self._ours
-        if ours and not self._ours:
-            logger.info("this copy now does the %s", self._name)
+            return self._ours is not False
+        if ours != self._ours:
+            does = "now does the" if ours else "stands by, and leaves to another the"
+            logger.info("this copy %s %s", does, self._name)
         self._ours = ours
         return ours
 

@@ -42,6 +42,7 @@ class MailQueue(BaseModel):
     transport: Literal["smtp", "file"]
     queue_length: int | None
     oldest_age_seconds: float | None
+    error: str | None = Field(description="What keeps one of them waiting")
 
 
 class Health(BaseModel):
@@ -64,7 +65,7 @@ async def check_health(services: Services) -> Health:
         database: Literal["ok", "down"] = "ok"
     except PyMongoError:
         prices = PriceFeed(last_good_at=None, last_good_age_seconds=None, last_error_at=None, last_error=None)
-        mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None)
+        mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None, error=None)
         upstreams = {}
         database = "down"
     heartbeat_age = services.scheduler.heartbeat_age
@@ -124,6 +125,7 @@ async def _mail(services: Services) -> MailQueue:
         transport=_transport(services),
         queue_length=queue.length,
         oldest_age_seconds=_age(services, queue.oldest_fired_at),
+        error=queue.error,
     )
 
 

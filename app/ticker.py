@@ -130,11 +130,17 @@ class Ticker:
             refresh_map_if_due(self._database, self._client, self._clock)
         except (UpstreamThrottledError, PyMongoError):
             raise
-        except Exception:
+        except UpstreamError as error:
+            self._leave_map(error)
+        except Exception as error:
             # Whatever is odd about a map of thousands of coins, prices are more important.
-            wait = POLLS_PER_MAP_TRY * self._settings.poll_seconds
-            self._map_not_before = self._clock.monotonic() + wait
-            logger.exception("no map of coins, next try in %g s", wait)
+            logger.exception("the map of coins could not be stored")
+            self._leave_map(error)
+
+    def _leave_map(self, error: Exception) -> None:
+        wait = POLLS_PER_MAP_TRY * self._settings.poll_seconds
+        self._map_not_before = self._clock.monotonic() + wait
+        logger.warning("no map of coins, next try in %g s: %s", wait, error)
 
     def _observe_batch(self, coin_ids: Sequence[int]) -> None:
         try:

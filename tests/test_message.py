@@ -55,6 +55,13 @@ def test_headers() -> None:
     assert falling["Subject"] == "DOGE fell below 0.5 USD"
 
 
+def test_a_price_that_was_there_already_neither_rose_nor_fell() -> None:
+    was_there = compose(fired(target=90_000.0), mail_from="a@example.org", now=NOON)
+    assert was_there["Subject"] == "BTC is above 90,000 USD"
+    under = compose(fired(direction="below", target=200_000.0), mail_from="a@example.org", now=NOON)
+    assert under["Subject"] == "BTC is below 200,000 USD"
+
+
 def test_both_texts_say_everything() -> None:
     for text in parts(fired()):
         for fact in (
@@ -69,7 +76,8 @@ def test_a_candle_is_named_with_its_pair_and_is_late_only_after_its_minute() -> 
     minute = timedelta(minutes=1)
     alert = fired(triggered_source="bybit", triggered_pair="BTCUSDT", triggered_until=NOON + minute)
     for text in parts(alert, late=2 * minute):
-        assert "Bybit BTCUSDT, in the minute that began then" in text
+        assert "Bybit BTCUSDT, one-minute candle" in text
+        assert "2026-03-01 12:00:00 to 12:01:00 UTC" in text
         assert "late" not in text
     for text in parts(alert, late=3 * minute):
         assert "This notice is 2 min late" in text

@@ -216,13 +216,14 @@ def test_health_says_what_is_old(
     user = caller(service).sign_up("alice@example.com")
     healthy = user.get("/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
-    assert healthy.json()["mail"] == {"transport": "smtp", "queue_length": 0, "oldest_age_seconds": None}
+    assert healthy.json()["mail"] == {"transport": "smtp", "queue_length": 0, "oldest_age_seconds": None, "error": None}
     assert healthy.json()["prices"]["last_good_age_seconds"] < 60
 
     mailbox.refuse("alice@example.com", "451 4.7.1 later")
     user.create(150_000)
     exchange.market.set_price(1, 160_000.0)
-    wait_until(lambda: user.get("/health").json()["mail"]["queue_length"] == 1)
+    wait_until(lambda: user.get("/health").json()["mail"]["error"] == "451 4.7.1 later")
+    assert user.get("/health").json()["mail"]["queue_length"] == 1
     exchange.faults.add(QUOTES, Fault.html(502))
     wait_until(lambda: "502" in (user.get("/health").json()["prices"]["last_error"] or ""))
     assert user.get("/health").status_code == 200

@@ -36,8 +36,8 @@ DAY_RANGE_COVERS = timedelta(hours=23)
 """How far back a ticker's 24-hour range is trusted to reach."""
 COARSE_FROM = timedelta(hours=3)
 """Holes of this length are searched by hourly candles first, for the hours in which something was touched."""
-TAKEOVER = timedelta(minutes=3)
-"""After how long a silence another copy of the service takes over."""
+TAKEOVER = timedelta(seconds=90)
+"""After how long a silence another copy of the service takes over; a minute is the pace at which it is renewed."""
 INSTRUMENTS_EVERY = timedelta(hours=1)
 LATEST_CANDLE = timedelta(minutes=5)
 """A candle that is missing for longer than this will not come any more: its minute is listed as a hole."""

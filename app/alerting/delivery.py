@@ -87,7 +87,7 @@ class Delivery:
             self._defer_refused(alert, claim, MailError(f"internal error: {type(error).__name__}"))
         else:
             notifications.mark_sent(self._database, alert_id, now=self._clock.now())
-            logger.info("alert %s: mail accepted by the mail server", alert_id)
+            logger.info("alert %s: mail %s", alert_id, self._mailer.accepted)
         self._server_failures = 0
 
     def _defer_refused(self, alert: Document, claim: ObjectId, error: MailError) -> None:

@@ -35,7 +35,9 @@ TEMPORARY_5YZ = ("5.4.5", "5.2.2")
 
 
 class Mailer(Protocol):
-    """Where mails go."""
+    """Where mails go; `accepted` says in a log what became of one."""
+
+    accepted: str
 
     def deliver(self, message: EmailMessage) -> None:
         """Return once the mail is accepted for its one recipient. Raises a MailError otherwise."""
@@ -56,6 +58,7 @@ class FileMailer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.accepted = f"written to {folder}, as SMTP_HOST is not set"
 
     def deliver(self, message: EmailMessage) -> None:
         """Write `<Message-ID>.eml`; the same mail again replaces its own file."""
@@ -101,6 +104,7 @@ class SmtpMailer:
     def __init__(
         self, settings: Settings, *, step_seconds: float = STEP_SECONDS, accept_seconds: float = ACCEPT_SECONDS
     ) -> None:
+        self.accepted = "accepted by the mail server"
         self._settings = settings
         self._step_seconds = step_seconds
         self._accept_seconds = accept_seconds

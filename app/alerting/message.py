@@ -12,7 +12,7 @@ from app.database.client import Document
 
 LATE_AFTER = timedelta(minutes=1)
 VERBS = {"above": "rose above", "below": "fell below"}
-SOURCES = {"coinmarketcap": "CoinMarketCap", "bybit": "Bybit {}, in the minute that began then"}
+SOURCES = {"coinmarketcap": "CoinMarketCap", "bybit": "Bybit {}, one-minute candle"}
 
 _templates = Environment(
     loader=PackageLoader("app.alerting"),
@@ -25,7 +25,7 @@ _templates = Environment(
 
 def compose(alert: Document, *, mail_from: str, now: datetime) -> EmailMessage:
     """Return the mail of a fired alert; `now` (aware UTC) is its date."""
-    headline = f"{alert['symbol']} {VERBS[alert['direction']]} {format_price(alert['target'])} USD"
+    headline = f"{alert['symbol']} {_verb(alert)} {format_price(alert['target'])} USD"
     seen_until: datetime = alert["triggered_until"]
     facts = {
         "headline": headline,
@@ -33,7 +33,7 @@ def compose(alert: Document, *, mail_from: str, now: datetime) -> EmailMessage:
         "direction": alert["direction"],
         "target": format_price(alert["target"]),
         "price": format_price(alert["triggered_price"]),
-        "seen_at": _format_time(alert["triggered_at"]),
+        "seen_at": _format_span(alert["triggered_at"], seen_until),
         "source": SOURCES[alert["triggered_source"]].format(alert["triggered_pair"]),
         "late": format_lateness(now - seen_until) if now - seen_until > LATE_AFTER else "",
         "price_then": f"{format_price(alert['currentPrice'])} USD" if alert["currentPrice"] else "price not known",
@@ -71,6 +71,17 @@ def format_lateness(late: timedelta) -> str:
     units = [("d", seconds // 86_400), ("h", seconds // 3600 % 24), ("min", seconds // 60 % 60), ("s", seconds % 60)]
     first = next((index for index, (_, amount) in enumerate(units) if amount), 3)
     return " ".join(f"{amount} {unit}" for unit, amount in units[first : first + 2] if amount)
+
+
+def _verb(alert: Document) -> str:
+    """How the price got there; one that was there already when the alert was set neither rose nor fell."""
+    direction, then, target = alert["direction"], alert["currentPrice"], alert["target"]
+    was_there = then is not None and (then > target if direction == "above" else then < target)
+    return f"is {direction}" if was_there else VERBS[direction]
+
+
+def _format_span(start: datetime, end: datetime) -> str:
+    return _format_time(start) if start == end else f"{_format_time(start)} to {end:%H:%M:%S}"
 
 
 def _format_time(moment: datetime) -> str:

@@ -23,6 +23,11 @@ def hold(database: SyncDB, duty: str, *, holder: ObjectId, now: datetime, length
     return True
 
 
+def clear(database: SyncDB) -> None:
+    """Drop all leases: for a database that no other copy can have."""
+    database.leases.delete_many({})
+
+
 def release(database: SyncDB, duty: str, *, holder: ObjectId) -> None:
     """Give the lease back, if it is still the holder's."""
     database.leases.delete_one({"_id": duty, "holder": holder})

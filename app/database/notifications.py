@@ -24,10 +24,11 @@ DONE = {
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """How many mails are owed, and when the longest-waiting one was fired (None when there are none)."""
+    """How many mails are owed, when the longest-waiting one was fired, and what keeps one of them waiting (or None)."""
 
     length: int
     oldest_fired_at: datetime | None
+    error: str | None
 
 
 def claim_due(database: SyncDB, *, now: datetime, lease: timedelta, limit: int) -> tuple[ObjectId, list[Document]]:
@@ -122,11 +123,18 @@ async def queue_state(database: AsyncDB) -> QueueState:
     groups = await database.alerts.aggregate(
         [
             {"$match": IN_OUTBOX},
-            {"$group": {"_id": None, "length": {"$sum": 1}, "oldest": {"$min": "$fired_at"}}},
+            {
+                "$group": {
+                    "_id": None,
+                    "length": {"$sum": 1},
+                    "oldest": {"$min": "$fired_at"},
+                    "error": {"$max": "$notification.error"},
+                }
+            },
         ]
     )
     rows = await groups.to_list()
-    return QueueState(rows[0]["length"], rows[0]["oldest"]) if rows else QueueState(0, None)
+    return QueueState(rows[0]["length"], rows[0]["oldest"], rows[0]["error"]) if rows else QueueState(0, None, None)
 
 
 def _update_claimed(database: SyncDB, alert_id: ObjectId, claim: ObjectId, update: Document) -> bool:
