@@ -1,9 +1,11 @@
 """`python -m app`: serve in the foreground, until SIGINT or SIGTERM."""
 
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ from app.main import create_app
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
+MONGO_WATCH_SECONDS = 1.0
 GRACE_SECONDS = 5
 """How long a stop waits for requests under way, such as one whose body never comes."""
 
@@ -45,12 +48,14 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises StartError or EmbeddedMongoError if something stands in the way."""
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
-        addressed = bool(settings.mongo_url)
-        if not addressed:
+        mongo = None
+        if not settings.mongo_url:
             mongo = stack.enter_context(EmbeddedMongo(settings.data_dir / "mongo"))
             settings = replace(settings, mongo_url=mongo.url)
-        _check_database(settings, is_ours_alone=not addressed)
+        _check_database(settings, is_ours_alone=mongo is not None)
         _announce(settings)
+        if mongo is not None:
+            _end_with(mongo)
         config = uvicorn.Config(
             create_app(settings),
             log_config=None,
@@ -71,6 +76,20 @@ def _listen(settings: Settings) -> socket.socket:
             f"can't listen on {settings.host}:{settings.port} ({error.strerror}). "
             "Stop what uses that port, or set HOST and PORT to another address."
         ) from error
+
+
+def _end_with(mongo: EmbeddedMongo) -> None:
+    """End this process, with status 1, when its mongod ends: whoever started it can then start both again."""
+
+    def watch() -> None:
+        pause = threading.Event()
+        while mongo.is_running():
+            pause.wait(MONGO_WATCH_SECONDS)
+        if mongo.pid is not None:  # else it was stopped, not killed
+            logger.critical("the embedded MongoDB has ended, see %s: ending too", mongo.data_dir / "mongod.log")
+            os._exit(1)
+
+    threading.Thread(target=watch, name="mongod watch", daemon=True).start()
 
 
 def _announce(settings: Settings) -> None:

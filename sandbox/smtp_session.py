@@ -152,8 +152,8 @@ class Connection(SMTP):
         await super().push(status)
 
     def drop(self) -> None:
-        """Close the connection at once."""
-        if isinstance(self.transport, asyncio.Transport):
+        """Close the connection at once, unless it is closing already: Python 3.11.2 can't abort TLS then."""
+        if isinstance(self.transport, asyncio.Transport) and not self.transport.is_closing():
             self.transport.abort()
 
     async def hang_up(self) -> None:

@@ -3,8 +3,11 @@
 import os
 import re
 import shutil
+import signal
+import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,26 @@ def test_the_image_gets_no_secret_and_no_root() -> None:
     assert ignored[0] == "*"
     assert {line for line in ignored if line.startswith("!")} == {"!requirements.txt", "!app"}
     assert "USER cryptoticker" in (ROOT / "Dockerfile").read_text().splitlines()
+
+
+def test_the_service_ends_with_its_embedded_mongod(tmp_path: Path) -> None:
+    """A mongod that was killed leaves nothing to serve: whoever supervises the service can then start both again."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    code = (
+        "import app.config, pathlib, app.__main__ as m;"
+        "from dataclasses import replace;"
+        f"s = replace(app.config.load_settings(), data_dir=pathlib.Path({str(tmp_path)!r}));"
+        "m.logging.basicConfig(level=20); m.serve(s)"
+    )
+    settings = {"JWT_SECRET": "x" * 32, "PORT": str(port), "HOST": "127.0.0.1", "MONGO_URL": "", "POLL_SECONDS": "3600"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | settings, stderr=subprocess.PIPE, text=True
+    ) as service:
+        assert service.stderr is not None
+        lines = iter(service.stderr.readline, "")
+        assert any("Application startup complete" in line for line in lines)
+        children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        assert any("the embedded MongoDB has ended" in line for line in lines)
+        assert service.wait(20) == 1

@@ -152,6 +152,10 @@ class EmbeddedMongo:
         """None while it is not started."""
         return self._process.pid if self._process else None
 
+    def is_running(self) -> bool:
+        """Whether mongod is there; it may have been killed."""
+        return self._process is not None and self._process.poll() is None
+
     def __enter__(self) -> Self:
         self.start()
         return self
