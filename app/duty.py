@@ -13,6 +13,10 @@ from app.database.client import SyncDB
 logger = logging.getLogger(__name__)
 
 
+LOOKS_PER_LEASE = 4
+"""How often in a lease's length MongoDB is asked: the answer is good for that long, so asking us is cheap."""
+
+
 class Duty:
     """Ours as long as we renew it in time. Belongs to one thread."""
 
@@ -23,9 +27,12 @@ class Duty:
         self._length = length
         self._holder = ObjectId()
         self._ours: bool | None = None  # not known yet
+        self._look_again_at = clock.monotonic()
 
     def is_ours(self) -> bool:
         """Renew or take the lease and tell whether this copy has the duty; while MongoDB is away, as it was before."""
+        if self._ours is not None and self._clock.monotonic() < self._look_again_at:
+            return self._ours
         try:
             ours = leases.hold(
                 self._database, self._name, holder=self._holder, now=self._clock.now(), length=self._length
@@ -37,10 +44,11 @@ class Duty:
             does = "now does the" if ours else "stands by, and leaves to another the"
             logger.info("this copy %s %s", does, self._name)
         self._ours = ours
+        self._look_again_at = self._clock.monotonic() + self._length.total_seconds() / LOOKS_PER_LEASE
         return ours
 
     def give_up(self) -> None:
         """Let another copy take over at once. Raises PyMongoError."""
         if self._ours:
-            self._ours = False
+            self._ours = None
             leases.release(self._database, self._name, holder=self._holder)

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from fastapi import FastAPI
 
+from app.alerting.candles_first import CandlesFirst
 from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import connect_mailer
@@ -16,7 +17,6 @@ from app.clock import Clock
 from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
 from app.database import client, coins
 from app.job_scheduler import CandleThread, SchedulerThread, SenderThread
-from app.market.bybit import Bybit
 from app.market.market_data import make_meters, open_market
 from app.routers import alerts, market, service, users
 from app.routers.body_limit import BodyLimit
@@ -78,7 +78,10 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
     mailer = connect_mailer(settings)
     delivery = Delivery(database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock)
     sender = SenderThread(delivery=delivery, mailer=mailer)
-    ticker = Ticker(settings=settings, database=sync_database, client=coinmarketcap, clock=clock)
+    candles_first = CandlesFirst(database=sync_database, clock=clock)
+    ticker = Ticker(
+        settings=settings, database=sync_database, client=coinmarketcap, clock=clock, candles_first=candles_first
+    )
     scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=sender.wake)
     sender.start()
     scheduler.start()
@@ -87,7 +90,16 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
         database = async_client[settings.mongo_db]
         async with (
             open_market(settings, clock=clock, database=database, meters=meters) as market_data,
-            _following_candles(settings, clock, sync_database, market_data.bybit, sender.wake),
+            _following_candles(
+                CatchUp(
+                    settings=settings,
+                    database=sync_database,
+                    bybit=market_data.bybit,
+                    clock=clock,
+                    candles_first=candles_first,
+                ),
+                sender.wake,
+            ),
         ):
             yield Services(
                 settings=settings,
@@ -106,15 +118,14 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
 
 
 @asynccontextmanager
-async def _following_candles(
-    settings: Settings, clock: Clock, database: client.SyncDB, bybit: Bybit, on_fired: Callable[[], None]
-) -> AsyncIterator[None]:
-    catch_up = CatchUp(settings=settings, database=database, bybit=bybit, clock=clock)
+async def _following_candles(catch_up: CatchUp, on_fired: Callable[[], None]) -> AsyncIterator[None]:
     thread = CandleThread(catch_up=catch_up, on_fired=on_fired)
     thread.start()
     try:
         yield
     finally:
+        thread.stopping.set()
+        catch_up.close()
         await asyncio.to_thread(thread.stop)
 
 

@@ -147,6 +147,39 @@ class Alert(BaseModel):
     notification: Notification | None
 
 
+class TimeSpan(BaseModel):
+    """From `start` up to `end`."""
+
+    start: datetime
+    end: datetime
+
+
+class WatchedSpan(TimeSpan):
+    """A source observed the coin all the time: `coinmarketcap` by polls, `bybit` by one-minute candles of `pair`."""
+
+    source: str
+    pair: str | None = None
+
+
+class UnseenSpan(TimeSpan):
+    """A source that should have observed the coin did not."""
+
+    source: str
+    reason: str
+
+
+class Coverage(BaseModel):
+    """What was watched for an alert, from its creation until it fired, was deleted, or now."""
+
+    alert_id: str
+    status: AlertStatus
+    since: datetime = Field(description="The alert's creation; at most 400 days ago, as long as records are kept")
+    until: datetime
+    intervals: list[WatchedSpan] = Field(description="When each source observed the coin; the sources overlap")
+    holes: list[UnseenSpan] = Field(description="When one of them did not, and why")
+    unwatched: list[TimeSpan] = Field(description="When none did: what the market did then was not noticed")
+
+
 class MarketPair(BaseModel):
     """A Bybit spot USDT pair."""
 

@@ -11,6 +11,8 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from app.alerting import firing
+from app.alerting.candles_first import CandlesFirst
+from app.alerting.poll_holes import PollHoles
 from app.clock import Clock
 from app.config import Settings, load_settings
 from app.database import clock_repairs, coins, feeds, firings
@@ -41,13 +43,18 @@ LONGEST_EVALUATION_SECONDS = 10.0
 class Ticker:
     """Polls prices and has them evaluated. Belongs to one thread; keeps what MongoDB could not take yet."""
 
-    def __init__(self, *, settings: Settings, database: SyncDB, client: CoinMarketCap, clock: Clock) -> None:
+    def __init__(
+        self, *, settings: Settings, database: SyncDB, client: CoinMarketCap, clock: Clock, candles_first: CandlesFirst
+    ) -> None:
         self._settings = settings
         self._database = database
         self._client = client
         self._clock = clock
         self._polled_ids: list[int] = [coin["_id"] for coin in coins.ALWAYS_KNOWN]
         self._unevaluated: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
+        self._stored: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
+        self._candles_first = candles_first
+        self._holes = PollHoles(database=database, clock=clock)
         self._silent_until = clock.monotonic()
         self._next_call = 0
         self._quotes = Quotes(client=client, clock=clock)
@@ -87,12 +94,32 @@ class Ticker:
 
     def _evaluate_kept(self) -> int:
         """Evaluate what is kept, for as long as a poll may take: after an outage it must not keep us from observing."""
-        fired = 0
         deadline = time.monotonic() + LONGEST_EVALUATION_SECONDS
-        while self._unevaluated and time.monotonic() < deadline:
-            fired += self._evaluate(self._unevaluated[0])
-            self._unevaluated.popleft()
+        self._store_kept()
+        waiting = self._candles_first.waiting() if self._stored else set()
+        fired = 0
+        left: list[list[Observation]] = []
+        try:
+            while self._stored and time.monotonic() < deadline:
+                observations = self._stored[0]
+                ready = [seen for seen in observations if seen.coin_id not in waiting]
+                fired += firing.evaluate(self._database, ready, now=self._clock.now())
+                self._stored.popleft()
+                left.append([seen for seen in observations if seen.coin_id in waiting])
+        finally:
+            self._stored.extendleft(later for later in reversed(left) if later)
         return fired
+
+    def _store_kept(self) -> None:
+        # Prices are stored before they are evaluated: an alert that is being created now either is seen by this
+        # evaluation or, finding the newer price, restates its creation as later than it (see alerting/creation.py).
+        if not self._unevaluated:
+            return
+        self._holes.record(self._unevaluated, poll_seconds=self._settings.poll_seconds)
+        latest = {seen.coin_id: seen for observations in self._unevaluated for seen in observations}
+        coins.store_prices(self._database, latest.values())
+        self._stored.extend(self._unevaluated)
+        self._unevaluated.clear()
 
     def _observe(self) -> None:
         if self._clock.monotonic() < self._silent_until:
@@ -187,12 +214,7 @@ class Ticker:
 
     def _note_error(self, error: UpstreamError) -> None:
         self._news |= {"last_error_at": self._clock.now(), "last_error": error.reason}
-
-    def _evaluate(self, observations: list[Observation]) -> int:
-        # Prices are stored before they are evaluated: an alert that is being created now either is seen by this
-        # evaluation or, finding the newer price, restates its creation as later than it (see alerting/creation.py).
-        coins.store_prices(self._database, observations)
-        return firing.evaluate(self._database, observations, now=self._clock.now())
+        self._holes.failed(error)
 
 
 def get_bitcoin_price() -> float:

@@ -11,9 +11,13 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
+from app.alerting.candles_first import CandlesFirst
 from app.clock import Clock, floor_to_ms
 from app.config import Settings
+from app.database.client import SyncDB
 from app.main import create_app
+from app.market.coinmarketcap import CoinMarketCap
+from app.ticker import Ticker
 from sandbox.mailbox import Mail
 
 SECRET = "a-secret-of-tests-that-is-long-enough"
@@ -93,6 +97,12 @@ def serving(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def make_ticker(settings: Settings, database: SyncDB, client: CoinMarketCap, clock: Clock) -> Ticker:
+    """A ticker whose polls wait for no thread of candles but its own holes."""
+    candles_first = CandlesFirst(database=database, clock=clock)
+    return Ticker(settings=settings, database=database, client=client, clock=clock, candles_first=candles_first)
 
 
 def running_service(settings: Settings, clock: Clock | None = None) -> AbstractContextManager[str]:

@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"app.routers", "app.job_scheduler", "app.health"},
     {"app.auth", "app.ticker", "app.alerting", "app.market", "app.services", "app.duty"},
     {"app.database"},
-    {"app.observations", "app.models"},
+    {"app.observations", "app.models", "app.spans"},
     {"app.backoff", "app.clock", "app.config", "app.errors"},
 ]
 """From the top down: a module imports from its own layer and from those below it."""

@@ -1,20 +1,22 @@
 """Wicks and holes: candles in real Bybit shapes over a real socket, with the clock replaced."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from app.alerting.catch_up import CatchUp, Span, ceil_to_minute, without
+from app.alerting.candles_first import CandlesFirst
+from app.alerting.catch_up import CatchUp
 from app.database import alerts
 from app.database.client import Document, SyncDB
 from app.errors import UpstreamError
 from app.market.bybit import Bybit
 from app.market.meter import Meter
+from app.spans import Span, ceil_to_minute, without
 from sandbox.candles import Candle
 from sandbox.exchange import Exchange
 from sandbox.faults import Fault
@@ -41,13 +43,16 @@ def bybit(exchange: Exchange, clock: ManualClock) -> Iterator[Bybit]:
 
 
 @pytest.fixture
-def catch_up(database: SyncDB, exchange: Exchange, bybit: Bybit, clock: ManualClock) -> CatchUp:
+def catch_up(database: SyncDB, exchange: Exchange, bybit: Bybit, clock: ManualClock) -> Iterator[CatchUp]:
     for coin_id, ticker in ((BTC, "BTC"), (ETH, "ETH")):
         price = exchange.market.coins[coin_id].history.price
         # Seen a while from now: CoinMarketCap's price counts as fresh for the whole test.
         known = {"ticker": ticker, "price": price, "price_seen_at": clock.now() + timedelta(days=30)}
         database.coins.update_one({"_id": coin_id}, {"$set": known}, upsert=True)
-    return CatchUp(settings=make_settings(), database=database, bybit=bybit, clock=clock)
+    candles_first = CandlesFirst(database=database, clock=clock)
+    made = CatchUp(settings=make_settings(), database=database, bybit=bybit, clock=clock, candles_first=candles_first)
+    with closing(made):
+        yield made
 
 
 @pytest.fixture
@@ -332,3 +337,84 @@ def test_what_is_left_of_a_span() -> None:
     assert without(span, [Span(at[0], at[2]), Span(at[3], at[4])]) == [Span(at[2], at[3]), Span(at[4], at[6])]
     assert without(span, [Span(at[0], at[7])]) == []
     assert without(span, [Span(at[5], at[7])]) == [Span(at[1], at[5])]
+
+
+def load_path(
+    exchange: Exchange, database: SyncDB, clock: ManualClock, path: list[tuple[float, float]], coin_ids: Iterable[int]
+) -> None:
+    """Let the time of the path pass; these coins went along it."""
+    start = clock.now()
+    clock.advance(len(path) * 60)
+    candles = candles_of(path, start)
+    for coin_id in coin_ids:
+        exchange.market.load_candles(coin_id, candles)
+        seen = {"price": path[-1][1], "price_seen_at": clock.now()}
+        database.coins.update_one({"_id": coin_id}, {"$set": seen})
+    clock.advance(6)
+    exchange.forget_requests()
+
+
+def test_a_price_that_stays_beyond_a_target_for_a_week_costs_one_look(
+    catch_up: CatchUp, exchange: Exchange, clock: ManualClock, database: SyncDB, arm: Callable[..., ObjectId]
+) -> None:
+    """Once the alert fired, the hours behind it are none of its business."""
+    alert, start = arm(104_000), clock.now()
+    load_path(exchange, database, clock, [(PRICE, PRICE)] * 1500 + [(104_500.0, 104_600.0)] * 8_580, [BTC])
+    assert catch_up.run() == 1
+    assert stored(database, alert)["triggered_at"] == start + 1500 * MINUTE
+    assert len(exchange.asked("/kline")) == 2
+
+
+def test_the_last_minute_of_a_long_hole_waits_for_its_candle(
+    catch_up: CatchUp, exchange: Exchange, clock: ManualClock, database: SyncDB, arm: Callable[..., ObjectId]
+) -> None:
+    """Invariant 5: a candle that comes a little late is not skipped, although hourly ones covered the rest."""
+    alert, start = arm(104_000), clock.now()
+    load_path(exchange, database, clock, [(PRICE, PRICE)] * 249 + [(PRICE, 105_000.0)], [BTC])
+
+    def hold_back(body: Any) -> Any:
+        last = str(int((start + 249 * MINUTE).timestamp() * 1000))
+        body["result"]["list"] = [row for row in body["result"]["list"] if row[0] != last]
+        return body
+
+    exchange.faults.add("/kline", Fault.changed(hold_back))
+    assert catch_up.run() == 0
+    mark = database.watermarks.find_one({"_id": BTC})
+    assert mark is not None
+    assert mark["watermark"] == start + 249 * MINUTE
+    exchange.faults.clear()
+    clock.advance(60)
+    database.coins.update_many({}, {"$set": {"price_seen_at": clock.now()}})
+    assert catch_up.run() == 1
+    assert stored(database, alert)["triggered_at"] == start + 249 * MINUTE
+
+
+def test_a_week_over_many_coins_takes_fewer_calls_than_minutes_alone_would(
+    catch_up: CatchUp, exchange: Exchange, clock: ManualClock, database: SyncDB, arm: Callable[..., ObjectId]
+) -> None:
+    """40 coins, 400 alerts; a week of minutes alone is 11 calls a coin."""
+    dice, start, coin_ids = random.Random(9), clock.now(), range(10_001, 10_041)
+    path = random_path(7 * 24 * 60, seed=9)
+    for coin_id in coin_ids:
+        exchange.market.add_coin(coin_id, f"T{coin_id}", "Test", rank=coin_id, price=PRICE)
+        exchange.market.add_pair(f"T{coin_id}USDT", f"T{coin_id}", "USDT", coin_id=coin_id)
+        database.coins.insert_one({"_id": coin_id, "ticker": f"T{coin_id}"})
+    wanted: dict[ObjectId, datetime | None] = {}
+    for number in range(400):
+        target = PRICE * (1 + dice.gauss(0, 0.06))
+        direction = dice.choice(["above", "below"])
+        alert = arm(target, coin_ids[number % 40], direction)
+        reached = (
+            minute
+            for minute, (low, high) in enumerate(path)
+            if (high >= target if direction == "above" else low <= target)
+        )
+        minute = next(reached, None)
+        wanted[alert] = None if minute is None else start + minute * MINUTE
+    load_path(exchange, database, clock, path, coin_ids)
+    for _ in range(4):  # the request budget goes by the clock, which stands still
+        with suppress(UpstreamError):
+            catch_up.run()
+        clock.advance(6)
+    assert {alert["_id"]: alert["triggered_at"] for alert in database.alerts.find()} == wanted
+    assert len(exchange.requests) < 40 * 11 / 2

@@ -11,29 +11,27 @@ from app.market.coinmarketcap import CoinMarketCap
 from app.ticker import Ticker
 from sandbox.exchange import Exchange
 from sandbox.mailbox import Mailbox
-from tests.support import Caller, ManualClock, make_settings, running_service, wait_until
+from tests.support import Caller, ManualClock, make_settings, make_ticker, running_service, wait_until
 
 QUOTES = "/quotes/latest"
 POLL_SECONDS = 20.0
 
 
 @pytest.fixture
-def make_ticker(database: SyncDB, clock: ManualClock) -> Iterator[Callable[[Exchange], Ticker]]:
+def ticker_at(database: SyncDB, clock: ManualClock) -> Iterator[Callable[[Exchange], Ticker]]:
     with ExitStack() as stack:
 
         def make(exchange: Exchange) -> Ticker:
             client = stack.enter_context(closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)))
-            return Ticker(
-                settings=make_settings(poll_seconds=POLL_SECONDS), database=database, client=client, clock=clock
-            )
+            return make_ticker(make_settings(poll_seconds=POLL_SECONDS), database, client, clock)
 
         yield make
 
 
-def test_one_copy_polls_until_it_falls_silent(make_ticker: Callable[[Exchange], Ticker], clock: ManualClock) -> None:
+def test_one_copy_polls_until_it_falls_silent(ticker_at: Callable[[Exchange], Ticker], clock: ManualClock) -> None:
     """No credit is spent twice, and the poller's death is noticed within three polls."""
     with Exchange(now=clock.now) as exchange_of_first, Exchange(now=clock.now) as exchange_of_second:
-        first, second = make_ticker(exchange_of_first), make_ticker(exchange_of_second)
+        first, second = ticker_at(exchange_of_first), ticker_at(exchange_of_second)
         for _ in range(5):
             first.poll()
             second.poll()
@@ -52,9 +50,9 @@ def test_one_copy_polls_until_it_falls_silent(make_ticker: Callable[[Exchange], 
         assert exchange_of_first.requests == []
 
 
-def test_a_copy_that_retires_is_followed_at_once(make_ticker: Callable[[Exchange], Ticker], clock: ManualClock) -> None:
+def test_a_copy_that_retires_is_followed_at_once(ticker_at: Callable[[Exchange], Ticker], clock: ManualClock) -> None:
     with Exchange(now=clock.now) as exchange:
-        first, second = make_ticker(exchange), make_ticker(exchange)
+        first, second = ticker_at(exchange), ticker_at(exchange)
         first.poll()
         first.retire()
         exchange.forget_requests()

@@ -17,11 +17,10 @@ from app.database import alerts, notifications
 from app.database.client import SyncDB
 from app.job_scheduler import SchedulerThread
 from app.market.coinmarketcap import CoinMarketCap
-from app.ticker import Ticker
 from sandbox.exchange import Exchange
 from sandbox.faults import Fault
 from sandbox.mailbox import Mailbox
-from tests.support import Caller, ManualClock, make_settings, running_service, wait_until
+from tests.support import Caller, ManualClock, make_settings, make_ticker, running_service, wait_until
 
 QUOTES = "/quotes/latest"
 
@@ -167,7 +166,7 @@ def test_what_was_seen_while_mongodb_was_away_still_fires(
     exchange.market.now = clock.now
     settings = make_settings(poll_seconds=20.0)
     with closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)) as client:
-        ticker = Ticker(settings=settings, database=database, client=client, clock=clock)
+        ticker = make_ticker(settings, database, client, clock)
         ticker.poll()
         alert = alerts.new_alert(
             user_id=ObjectId(), email="a@example.com", coin={"_id": 1, "symbol": "BTC"}, target=150_000.0,
@@ -240,7 +239,7 @@ def test_what_was_written_by_a_clock_that_was_ahead_is_mended(
 ) -> None:
     """An alert made, and a mail owed, a year in the future: after the clock is right they fire and go out today."""
     with closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)) as client:
-        ticker = Ticker(settings=make_settings(), database=database, client=client, clock=clock)
+        ticker = make_ticker(make_settings(), database, client, clock)
         clock.step(365 * 86_400)
         ticker.poll()
         alert = alerts.new_alert(
@@ -257,7 +256,7 @@ def test_what_was_written_by_a_clock_that_was_ahead_is_mended(
         database.watermarks.insert_one({"_id": 1, "watermark": clock.now()})
         clock.step(-365 * 86_400)
 
-        other_copy = Ticker(settings=make_settings(), database=database, client=client, clock=clock)
+        other_copy = make_ticker(make_settings(), database, client, clock)
         other_copy.mend_times()
         exchange.market.now = clock.now
         exchange.market.set_price(1, 160_000.0)
@@ -275,7 +274,7 @@ def test_a_price_frozen_by_a_clock_that_was_set_back_moves_again(
 ) -> None:
     exchange.market.now = clock.now
     with closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)) as client:
-        ticker = Ticker(settings=make_settings(), database=database, client=client, clock=clock)
+        ticker = make_ticker(make_settings(), database, client, clock)
         ticker.poll()
         clock.step(-3600)
         exchange.market.set_price(1, 123_456.0)

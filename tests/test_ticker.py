@@ -17,7 +17,7 @@ from app.market.coinmarketcap import CoinMarketCap
 from app.ticker import Ticker, get_bitcoin_price
 from sandbox.exchange import Exchange
 from sandbox.faults import Fault
-from tests.support import SECRET, ManualClock, make_settings
+from tests.support import SECRET, ManualClock, make_settings, make_ticker
 
 QUOTES = "/quotes/latest"
 
@@ -38,7 +38,7 @@ def client(exchange: Exchange, clock: ManualClock) -> Iterator[CoinMarketCap]:
 @pytest.fixture
 def ticker(exchange: Exchange, database: SyncDB, client: CoinMarketCap, clock: ManualClock) -> Ticker:
     settings = make_settings(coinmarketcap_url=exchange.url, poll_seconds=20.0)
-    return Ticker(settings=settings, database=database, client=client, clock=clock)
+    return make_ticker(settings, database, client, clock)
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ crash repeats work and skips none. One `tickers` call settles every coin whose t
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from app.alerting import firing
+from app.alerting.candles_first import CandlesFirst
+from app.alerting.hole_filler import HoleFiller
 from app.clock import Clock
 from app.config import Settings
 from app.database import coins, coverage, firings
@@ -22,51 +24,56 @@ from app.errors import (
     UpstreamThrottledError,
     UpstreamTimeoutError,
 )
-from app.market.bybit import MOST_CANDLES, SOURCE, Bybit
+from app.market.bybit import Bybit
 from app.market.pairs import DayRange, agree, day_ranges, pairs_by_coin
-from app.observations import Observation
+from app.spans import MINUTE, Span, ceil_to_minute, floor_to_minute
 
 logger = logging.getLogger(__name__)
 
-MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)
 SETTLING = timedelta(seconds=5)
 """How long after a minute's end its candle is taken as final, and how far our clock may be ahead of Bybit's."""
 DAY_RANGE_COVERS = timedelta(hours=23)
 """How far back a ticker's 24-hour range is trusted to reach."""
-COARSE_FROM = timedelta(hours=3)
-"""Holes of this length are searched by hourly candles first, for the hours in which something was touched."""
-TAKEOVER = timedelta(seconds=90)
-"""After how long a silence another copy of the service takes over; a minute is the pace at which it is renewed."""
+TAKEOVER = timedelta(seconds=20)
+"""After how long a silence another copy of the service takes over."""
+COINS_AT_ONCE = 8
+"""After an outage; it takes as long as Bybit takes to answer, divided by this."""
 INSTRUMENTS_EVERY = timedelta(hours=1)
-LATEST_CANDLE = timedelta(minutes=5)
-"""A candle that is missing for longer than this will not come any more: its minute is listed as a hole."""
 FAILURES_OF_ALL = 3
 FAILS_ALL = (UpstreamThrottledError, UpstreamTimeoutError, UpstreamBlockedError)
 """After one of these, or that many others, Bybit is left alone until the next run."""
-INTERVALS = {MINUTE: "1", HOUR: "60"}
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """From `start` up to, not including, `end`: both whole minutes in UTC."""
+class CoinHole:
+    """What was not observed of a coin yet, and the pair whose candles tell."""
 
-    start: datetime
-    end: datetime
+    coin_id: int
+    pair: str
+    span: Span
 
 
 class CatchUp:
-    """Brings every watched coin's watermark up to the last closed minute. Belongs to one thread."""
+    """Brings every watched coin's watermark up to the last closed minute. Belongs to one thread; close it from any."""
 
-    def __init__(self, *, settings: Settings, database: SyncDB, bybit: Bybit, clock: Clock) -> None:
+    def __init__(
+        self, *, settings: Settings, database: SyncDB, bybit: Bybit, clock: Clock, candles_first: CandlesFirst
+    ) -> None:
         self._settings = settings
         self._database = database
         self._bybit = bybit
+        self._filler = HoleFiller(database=database, bybit=bybit, clock=clock)
+        self._pool = ThreadPoolExecutor(COINS_AT_ONCE, "hole filler")
+        self._candles_first = candles_first
         self._clock = clock
         self._done_up_to: datetime | None = None
         self._pairs: dict[str, str] = {}
         self._pairs_read_at: datetime | None = None
         self._duty = Duty("following of candles", database=database, clock=clock, length=TAKEOVER)
+
+    def close(self) -> None:
+        """Begin no more candles: a run that is under way ends with what it has asked for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def retire(self) -> None:
         """Let another copy follow the candles from now on. Raises PyMongoError."""
@@ -79,11 +86,12 @@ class CatchUp:
         does: the next run goes on from the watermarks.
         """
         up_to = floor_to_minute(self._clock.now() - SETTLING)
-        if up_to == self._done_up_to or not self._duty.is_ours():
+        if not self._duty.is_ours() or up_to == self._done_up_to:
             return 0
         watched = firings.watched_coins(self._database)
         coverage.forget_all_but(self._database, watched)
-        fired = self._cover(watched, up_to) if watched else 0
+        with self._candles_first.trying():
+            fired = self._cover(watched, up_to) if watched else 0
         self._done_up_to = up_to
         return fired
 
@@ -93,17 +101,29 @@ class CatchUp:
         if not behind:
             return 0
         days = day_ranges(self._bybit.tickers())
+        # Those that are least behind come first: one that fails again and again holds up no other.
+        ordered = sorted(behind, key=_watermark, reverse=True)
+        return self._fill_all([hole for mark in ordered if (hole := self._hole(mark, days, up_to))])
+
+    def _fill_all(self, holes: list[CoinHole]) -> int:
+        """Fill holes, several coins at a time. Raises UpstreamError when one could not be filled, after the others."""
         fired = 0
         failures: list[UpstreamError] = []
-        # Those that are least behind come first: one that fails again and again holds up no other.
-        for mark in sorted(behind, key=_watermark, reverse=True):
+        fillings = [self._pool.submit(self._filler.fill, hole.coin_id, hole.pair, hole.span) for hole in holes]
+        for hole, filling in zip(holes, fillings, strict=True):
+            self._duty.is_ours()  # renews the lease: after an outage this takes a while
             try:
-                fired += self._cover_coin(mark, days, up_to)
+                fired += filling.result()
+            except CancelledError:
+                break
+            except UnknownPairError as error:
+                logger.warning("coin %d can't be covered: %s", hole.coin_id, error)
             except UpstreamError as error:
-                logger.warning("coin %d waits for its candles: %s", mark["_id"], error)
+                logger.warning("coin %d waits for its candles: %s", hole.coin_id, error)
                 failures.append(error)
                 if len(failures) >= FAILURES_OF_ALL or isinstance(error, FAILS_ALL):
                     break
+        wait([filling for filling in fillings if not filling.cancel()])
         if failures:
             raise failures[-1]
         return fired
@@ -117,22 +137,21 @@ class CatchUp:
             return None
         return coverage.begin(self._database, coin_id=coin_id, at=ceil_to_minute(since))
 
-    def _cover_coin(self, mark: Document, days: dict[str, DayRange], up_to: datetime) -> int:
-        """Bring one coin up; a coin without a pair of its own stays where it is until it has one."""
+    def _hole(self, mark: Document, days: dict[str, DayRange], up_to: datetime) -> CoinHole | None:
+        """What candles must be asked for; None for a coin that its day's range settles, or that has no pair yet."""
         coin_id: int = mark["_id"]
         pair = mark.get("pair") or self._find_pair(coin_id, days)
         if pair is None:
-            return 0
-        hole = Span(mark["watermark"], up_to)
+            return None
+        span = Span(mark["watermark"], up_to)
         day = days.get(pair)
-        if day and up_to - hole.start <= DAY_RANGE_COVERS and not self._touched(coin_id, day.low, day.high, up_to):
+        if day and up_to - span.start <= DAY_RANGE_COVERS and not self._touched(coin_id, day, up_to):
             coverage.advance(self._database, coin_id=coin_id, to=up_to)
-            return 0
-        try:
-            return self._fill(coin_id, pair, hole)
-        except UnknownPairError as error:
-            logger.warning("coin %d can't be covered: %s", coin_id, error)
-            return 0
+            return None
+        return CoinHole(coin_id, pair, span)
+
+    def _touched(self, coin_id: int, day: DayRange, up_to: datetime) -> bool:
+        return firings.is_any_touched(self._database, coin_id=coin_id, low=day.low, high=day.high, before=up_to)
 
     def _find_pair(self, coin_id: int, days: dict[str, DayRange]) -> str | None:
         """The pair with the coin's ticker, once its price agreed with CoinMarketCap's: tickers alone prove nothing."""
@@ -148,8 +167,12 @@ class CatchUp:
     def _pairs_now(self) -> dict[str, str]:
         now = self._clock.now()
         if self._pairs_read_at is None or now - self._pairs_read_at >= INSTRUMENTS_EVERY:
-            self._pairs = pairs_by_coin(self._bybit.instruments())
             self._pairs_read_at = now
+            try:
+                self._pairs = pairs_by_coin(self._bybit.instruments())
+            except UpstreamError as error:
+                logger.warning("coins without a pair wait: %s", error)
+                self._pairs_read_at = now - INSTRUMENTS_EVERY + MINUTE
         return self._pairs
 
     def _is_fresh(self, coin: Document) -> bool:
@@ -157,97 +180,7 @@ class CatchUp:
         limit = timedelta(seconds=self._settings.stale_after_seconds)
         return seen_at is not None and self._clock.now() - seen_at <= limit
 
-    def _touched(self, coin_id: int, low: float, high: float, before: datetime) -> bool:
-        return firings.is_any_touched(self._database, coin_id=coin_id, low=low, high=high, before=before)
-
-    def _fill(self, coin_id: int, pair: str, hole: Span) -> int:
-        """Evaluate a hole minute by minute, oldest first; hours in which nothing was touched are passed over whole."""
-        if hole.end - hole.start < COARSE_FROM:
-            return self._fill_minutes(coin_id, pair, hole)
-        fired = 0
-        for span in spans(hole, HOUR):
-            hours = self._candles(coin_id, pair, span, HOUR)
-            for stretch in self._stretches(coin_id, hours, span):
-                fired += self._fill_minutes(coin_id, pair, stretch)
-            coverage.advance(self._database, coin_id=coin_id, to=span.end)
-        return fired
-
-    def _stretches(self, coin_id: int, hours: Sequence[Observation], span: Span) -> list[Span]:
-        """The parts of `span` that minutes must be asked for: hours that touched something, and what no hour covers."""
-        quiet = [hour for hour in hours if not self._touched(coin_id, hour.low, hour.high, hour.end)]
-        return without(span, [Span(hour.start, hour.end) for hour in quiet])
-
-    def _fill_minutes(self, coin_id: int, pair: str, hole: Span) -> int:
-        fired = 0
-        for span in spans(hole, MINUTE):
-            minutes = self._candles(coin_id, pair, span, MINUTE)
-            fired += firing.evaluate(self._database, minutes, now=self._clock.now())
-            for missing in without(span, [Span(minute.start, minute.end) for minute in minutes]):
-                if self._clock.now() - missing.end < LATEST_CANDLE:
-                    coverage.advance(self._database, coin_id=coin_id, to=missing.start)
-                    return fired
-                self._record_hole(coin_id, missing, f"Bybit has no candles of {pair} for it")
-            coverage.advance(self._database, coin_id=coin_id, to=span.end)
-        return fired
-
-    def _record_hole(self, coin_id: int, hole: Span, reason: str) -> None:
-        coverage.record_hole(self._database, coin_id=coin_id, start=hole.start, end=hole.end, reason=reason)
-        logger.warning("coin %d was not observed from %s to %s: %s", coin_id, hole.start, hole.end, reason)
-
-    def _candles(self, coin_id: int, pair: str, span: Span, width: timedelta) -> list[Observation]:
-        """The closed candles of a span of at most 1,000, oldest first. Raises UpstreamError."""
-        first, last = to_ms(span.start), to_ms(span.end) - 1
-        reply = self._bybit.klines(pair, INTERVALS[width], first, last, MOST_CANDLES)
-        seen = [_observation(coin_id, pair, row, width) for row in reversed(reply.rows)]
-        return [candle for candle in seen if to_ms(candle.end) <= reply.at_ms and candle.start < span.end]
-
-
-def spans(hole: Span, width: timedelta) -> list[Span]:
-    """Cut a hole into pieces that one call can answer."""
-    step = width * (MOST_CANDLES - 1)  # the first candle may begin before the hole
-    pieces = []
-    start = hole.start
-    while start < hole.end:
-        pieces.append(Span(start, min(start + step, hole.end)))
-        start += step
-    return pieces
-
-
-def without(span: Span, covered: Iterable[Span]) -> list[Span]:
-    """Return what of `span` is left when `covered` (in order, not overlapping) is taken away."""
-    left = []
-    start = span.start
-    for piece in covered:
-        if piece.start > start:
-            left.append(Span(start, min(piece.start, span.end)))
-        start = max(start, piece.end)
-    if start < span.end:
-        left.append(Span(start, span.end))
-    return left
-
-
-def floor_to_minute(moment: datetime) -> datetime:
-    """The whole minute that holds `moment`."""
-    return moment.replace(second=0, microsecond=0)
-
-
-def ceil_to_minute(moment: datetime) -> datetime:
-    """The first whole minute at or after `moment`: a candle counts only if it began then or later."""
-    floor = floor_to_minute(moment)
-    return floor if floor == moment else floor + MINUTE
-
-
-def to_ms(moment: datetime) -> int:
-    """Unix milliseconds."""
-    return int(moment.timestamp() * 1000)
-
 
 def _watermark(mark: Document) -> datetime:
     moment: datetime = mark["watermark"]
     return moment
-
-
-def _observation(coin_id: int, pair: str, row: list[str], width: timedelta) -> Observation:
-    start = datetime.fromtimestamp(int(row[0]) / 1000, UTC)
-    first, high, low, close = (float(text) for text in row[1:5])
-    return Observation(coin_id, start, start + width, first, low, high, close, SOURCE, pair)

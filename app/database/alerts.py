@@ -101,22 +101,26 @@ async def delete_alert(database: AsyncDB, *, user_id: ObjectId, alert_id: str, n
     A delete and a firing at the same instant are two conditional writes on one document: exactly one wins.
     Raises NotFoundError for an alert that isn't the user's, ConflictError for one that has fired.
     """
-    if not ObjectId.is_valid(alert_id):
-        raise NotFoundError(f"You have no alert with the id {alert_id!r}.")
-    mine = {"_id": ObjectId(alert_id), "user_id": user_id}
+    mine = {"_id": _object_id(alert_id), "user_id": user_id}
     alert = await database.alerts.find_one_and_update(
         {**mine, **LIVE},
         {"$set": {"status": "deleted", "deleted_at": now}, "$unset": {"unsettled": ""}},
         return_document=ReturnDocument.AFTER,
     )
-    alert = alert or await database.alerts.find_one(mine)
-    if alert is None:
-        raise NotFoundError(f"You have no alert with the id {alert_id!r}.")
+    alert = alert or await find_alert(database, user_id=user_id, alert_id=alert_id)
     if alert["status"] == "triggered":
         raise ConflictError(
             f"Alert {alert_id} has status 'triggered': it fired when {alert['symbol']} was seen at "
             f"{alert['triggered_price']} USD on {alert['triggered_at'].isoformat()}, so it can't be deleted any more."
         )
+    return alert
+
+
+async def find_alert(database: AsyncDB, *, user_id: ObjectId, alert_id: str) -> Document:
+    """Return the user's alert with this id, whatever its status. Raises NotFoundError for one that isn't theirs."""
+    alert = await database.alerts.find_one({"_id": _object_id(alert_id), "user_id": user_id})
+    if alert is None:
+        raise _unknown(alert_id)
     return alert
 
 
@@ -132,6 +136,16 @@ async def fetch_alerts(
     if alerts and len(alerts) < per_page:
         return alerts, skipped + len(alerts)
     return alerts, await database.alerts.count_documents(wanted)
+
+
+def _object_id(alert_id: str) -> ObjectId:
+    if not ObjectId.is_valid(alert_id):
+        raise _unknown(alert_id)
+    return ObjectId(alert_id)
+
+
+def _unknown(alert_id: str) -> NotFoundError:
+    return NotFoundError(f"You have no alert with the id {alert_id!r}.")
 
 
 async def _twin_error(database: AsyncDB, alert: Document) -> ConflictError:

@@ -30,6 +30,10 @@ OPTIONS: dict[str, Any] = {
     "waitQueueTimeoutMS": SELECTION_TIMEOUT_MS,
 }
 
+KEPT_DAYS = 400
+"""How long alerts that are over, and the records of how coins were watched, are kept."""
+KEPT_SECONDS = KEPT_DAYS * 86_400
+
 LIVE = {"status": "created"}
 IN_OUTBOX = {"notification.due_at": {"$exists": True}}
 
@@ -64,7 +68,28 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="outbox",
             partialFilterExpression=IN_OUTBOX,
         ),
+        # Alerts that are over, a good while later; one whose mail could not be delivered stays.
+        IndexModel(
+            [("deleted_at", ASCENDING)],
+            name="deleted",
+            partialFilterExpression={"status": "deleted"},
+            expireAfterSeconds=KEPT_SECONDS,
+        ),
+        IndexModel(
+            [("notification.sent_at", ASCENDING)],
+            name="sent",
+            partialFilterExpression={"notification.state": "sent"},
+            expireAfterSeconds=KEPT_SECONDS,
+        ),
     ],
+    # How a coin was watched, for the receipts of alerts; found by an alert's span, forgotten in the end.
+    **{
+        collection: [
+            IndexModel([("coin_id", ASCENDING), ("end", ASCENDING)], name="of_coin"),
+            IndexModel([("end", ASCENDING)], name="forgotten", expireAfterSeconds=KEPT_SECONDS),
+        ]
+        for collection in ("followed", "holes")
+    },
     "coins": [
         IndexModel([("ticker", ASCENDING), ("active", ASCENDING), ("rank", ASCENDING)], name="ticker"),
         IndexModel([("active", ASCENDING), ("rank", ASCENDING)], name="rank"),

@@ -4,7 +4,7 @@
 `price` is the last good one, in USD.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -86,6 +86,14 @@ def best_ranked(database: SyncDB, *, count: int) -> list[int]:
     """Return the ids of the `count` best-ranked active coins, best first."""
     coins = database.coins.find({"active": True}, {"_id": 1}).sort("rank", ASCENDING).limit(count)
     return [coin["_id"] for coin in coins]
+
+
+def last_seen(database: SyncDB, coin_ids: Collection[int]) -> dict[int, datetime]:
+    """Return when each of these coins was priced last, for those that ever were."""
+    priced = database.coins.find(
+        {"_id": {"$in": list(coin_ids)}, "price_seen_at": {"$exists": True}}, {"price_seen_at": 1}
+    )
+    return {coin["_id"]: coin["price_seen_at"] for coin in priced}
 
 
 def store_prices(database: SyncDB, observations: Iterable[Observation]) -> None:

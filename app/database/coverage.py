@@ -1,14 +1,42 @@
-"""Queries on how far each watched coin has been observed by candles, and what could not be.
+"""Queries on how far each watched coin has been observed, and what could not be.
 
-`watermarks`: `{_id: coin id, watermark, pair?}`; all that lies before `watermark` (UTC, a whole minute) and after the
-coin's oldest live alert was observed or is listed as a hole. `pair` is there once it was found to be this coin's.
-`holes`: `{coin_id, start, end, reason}`.
+`watermarks`: `{_id: coin id, since, watermark, pair?}`; from `since`, when its oldest live alert was set, up to
+`watermark` (both UTC, whole minutes) it was observed by candles, or what was not is listed as a hole. `pair` is there
+once it was found to be this coin's. With the coin's last live alert the document becomes one of `followed`, `{coin_id,
+start, end, pair}`.
+`holes`: `{coin_id, source, start, end, reason}`, when a source said nothing of a coin.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from app.database.client import Document, SyncDB
+from pymongo import ASCENDING, UpdateOne
+
+from app.database.client import AsyncDB, Document, SyncDB
+from app.spans import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """From `start` up to `end` (UTC) `source` did not observe the coin."""
+
+    coin_id: int
+    source: str
+    start: datetime
+    end: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What is written down of a coin in a span of time: followed by candles in `followed`, less the `holes`."""
+
+    pair: str | None
+    watermark: datetime | None
+    followed: list[Span]
+    holes: list[Hole]
 
 
 def watermarks(database: SyncDB) -> dict[int, Document]:
@@ -16,16 +44,28 @@ def watermarks(database: SyncDB) -> dict[int, Document]:
     return {known["_id"]: known for known in database.watermarks.find()}
 
 
+def behind(database: SyncDB, *, before: datetime) -> set[int]:
+    """Return the ids of the coins with a pair of their own whose watermark lies before that moment."""
+    late = {"watermark": {"$lt": before}, "pair": {"$exists": True}}
+    return {known["_id"] for known in database.watermarks.find(late, {"_id": 1})}
+
+
 def forget_all_but(database: SyncDB, coin_ids: Collection[int]) -> None:
-    """Drop coins that nobody watches any more: should they be watched again, that is a new beginning."""
-    database.watermarks.delete_many({"_id": {"$nin": list(coin_ids)}})
+    """Put coins that nobody watches any more away: should they be watched again, that is a new beginning."""
+    for known in database.watermarks.find({"_id": {"$nin": list(coin_ids)}}):
+        if known["since"] < known["watermark"]:
+            followed = {"coin_id": known["_id"], "start": known["since"]}
+            changes = {"end": known["watermark"], "pair": known.get("pair")}
+            database.followed.update_one(followed, {"$set": changes}, upsert=True)
+        database.watermarks.delete_one({"_id": known["_id"]})
 
 
 def begin(database: SyncDB, *, coin_id: int, at: datetime) -> Document:
     """Start to watch a coin from `at` on; one that is watched already is returned as it is."""
-    database.watermarks.update_one({"_id": coin_id}, {"$setOnInsert": {"watermark": at}}, upsert=True)
+    beginning = {"since": at, "watermark": at}
+    database.watermarks.update_one({"_id": coin_id}, {"$setOnInsert": beginning}, upsert=True)
     known = database.watermarks.find_one({"_id": coin_id})
-    return known or {"_id": coin_id, "watermark": at}
+    return known or {"_id": coin_id, **beginning}
 
 
 def use_pair(database: SyncDB, *, coin_id: int, pair: str) -> None:
@@ -38,7 +78,34 @@ def advance(database: SyncDB, *, coin_id: int, to: datetime) -> None:
     database.watermarks.update_one({"_id": coin_id}, {"$max": {"watermark": to}})
 
 
-def record_hole(database: SyncDB, *, coin_id: int, start: datetime, end: datetime, reason: str) -> None:
-    """List a span that can't be observed. Listing it twice is listing it once."""
-    hole = {"coin_id": coin_id, "start": start, "end": end}
-    database.holes.update_one(hole, {"$set": {"reason": reason}}, upsert=True)
+def record_holes(database: SyncDB, holes: Iterable[Hole]) -> None:
+    """List spans that were not observed. Listing one twice is listing it once; listed again, it may have grown."""
+    updates = [
+        UpdateOne(
+            {"coin_id": hole.coin_id, "source": hole.source, "start": hole.start},
+            {"$max": {"end": hole.end}, "$set": {"reason": hole.reason}},
+            upsert=True,
+        )
+        for hole in holes
+    ]
+    if updates:
+        database.holes.bulk_write(updates, ordered=False)
+
+
+async def records(database: AsyncDB, *, coin_id: int, span: Span) -> Records:
+    """Return what is known of how the coin was observed within the span."""
+    overlapping: Any = {"coin_id": coin_id, "end": {"$gt": span.start}, "start": {"$lt": span.end}}
+    by_start = [("start", ASCENDING)]
+    holes = await database.holes.find(overlapping, {"_id": 0}).sort(by_start).to_list()
+    past = await database.followed.find(overlapping).sort(by_start).to_list()
+    now = await database.watermarks.find_one({"_id": coin_id})
+    followed = [Span(known["start"], known["end"]) for known in past]
+    if now:
+        followed.append(Span(now["since"], now["watermark"]))
+    pairs = [known.get("pair") for known in [*past, now or {}]]
+    return Records(
+        pair=next((pair for pair in reversed(pairs) if pair), None),
+        watermark=now["watermark"] if now else None,
+        followed=followed,
+        holes=[Hole(**hole) for hole in holes],
+    )

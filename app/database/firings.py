@@ -38,6 +38,12 @@ def first_live_since(database: SyncDB, *, coin_id: int) -> datetime | None:
     return oldest["created_at"] if oldest else None
 
 
+def is_any_newer(database: SyncDB, *, coin_id: int, than: datetime) -> bool:
+    """Whether the coin has a live alert that was created after that moment."""
+    newer = {**LIVE, "coin_id": coin_id, "created_at": {"$gt": than}}
+    return database.alerts.find_one(newer, {"_id": 1}, hint="armed") is not None
+
+
 def is_any_touched(database: SyncDB, *, coin_id: int, low: float, high: float, before: datetime) -> bool:
     """Whether prices from `low` to `high` reach a live alert of the coin that wants candles and is older than `before`.
 

@@ -5,13 +5,14 @@ from typing import Annotated, get_args
 from fastapi import Query, Request, Response
 
 from app.alerting.creation import create_alert
+from app.alerting.receipts import coverage_of
 from app.auth.auth_handler import CurrentUser
 from app.auth.bearer import TokenUser
 from app.database import alerts
 from app.database.client import Document
 from app.database.users import email_key
 from app.errors import ForbiddenError, UnprocessableError
-from app.models import Alert, AlertReference, AlertSchema, AlertStatus, Notification
+from app.models import Alert, AlertReference, AlertSchema, AlertStatus, Coverage, Notification
 from app.routers.dependencies import Svc
 from app.routers.error_handlers import documented
 from app.routers.slashes import SlashRouter
@@ -63,6 +64,15 @@ async def fetch(
     if links := _links(request, page=page, last=max(1, -(-total // per_page))):
         response.headers["Link"] = links
     return [_public(alert) for alert in found]
+
+
+@router.get("/coverage/", responses=documented(401, 404, 422, 503))
+async def tell_coverage(
+    user: TokenUser, services: Svc, alert_id: Annotated[str, Query(min_length=1, max_length=64)]
+) -> Coverage:
+    """Tell what has been watched for an alert since it was created, by which source, and what was not, and why."""
+    alert = await alerts.find_alert(services.database, user_id=user.user_id, alert_id=alert_id)
+    return await coverage_of(services.database, alert, settings=services.settings, clock=services.clock)
 
 
 def _check_own(email: str | None, user: CurrentUser) -> None:

@@ -20,9 +20,9 @@ from app.routers.cors import Cors
 from app.routers.error_handlers import install_error_handlers
 from app.routers.market_fast_path import MarketFastPath
 from app.services import Services
-from app.ticker import Ticker, connect_coinmarketcap
+from app.ticker import connect_coinmarketcap
 from sandbox.exchange import Exchange
-from tests.support import serving, wait_until
+from tests.support import make_ticker, serving, wait_until
 
 KEY = "a-market-key-of-tests"
 SNAPSHOT = "/api/market/aggregated_data"
@@ -117,12 +117,7 @@ def market_service(settings: Settings, clock: Clock, patience: http.Patience = h
 def _idle_scheduler(settings: Settings, clock: Clock) -> SchedulerThread:
     """/health looks at one; it never runs here, so that every upstream call is the market side's."""
     with connect(settings.mongo_url) as client:
-        ticker = Ticker(
-            settings=settings,
-            database=client[settings.mongo_db],
-            client=connect_coinmarketcap(settings, clock),
-            clock=clock,
-        )
+        ticker = make_ticker(settings, client[settings.mongo_db], connect_coinmarketcap(settings, clock), clock)
     return SchedulerThread(ticker=ticker, poll_seconds=60, on_fired=lambda: None)
 
 

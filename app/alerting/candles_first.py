@@ -1,0 +1,48 @@
+"""After an outage the candles of the hole come before newer polls, so that an alert tells its first touch.
+
+Without this, the first poll after an hour's outage would fire an alert that the market touched fifty minutes earlier,
+and its mail would name the wrong minute and price.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from app.clock import Clock
+from app.database import coverage
+from app.database.client import SyncDB
+from app.errors import UpstreamError
+
+BEHIND_FROM = timedelta(minutes=2)
+"""How far a watermark is behind when something was out; on a good day it is up to 65 s behind."""
+LONGEST_WAIT_SECONDS = 30.0
+"""For one coin's candles; they usually take less than a second."""
+
+
+class CandlesFirst:
+    """Which coins' polls wait a moment. Shared by the thread that polls and the one that follows candles."""
+
+    def __init__(self, *, database: SyncDB, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._behind_since: dict[int, float] = {}
+        self._bybit_fails = False
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Around each round of candles: while Bybit fails, polls wait for nothing."""
+        try:
+            yield
+        except UpstreamError:
+            self._bybit_fails = True
+            raise
+        self._bybit_fails = False
+
+    def waiting(self) -> set[int]:
+        """Return the ids of the coins whose hole is about to be filled. Raises PyMongoError."""
+        now = self._clock.monotonic()
+        behind = coverage.behind(self._database, before=self._clock.now() - BEHIND_FROM)
+        self._behind_since = {coin_id: self._behind_since.get(coin_id, now) for coin_id in behind}
+        if self._bybit_fails:
+            return set()
+        return {coin_id for coin_id, since in self._behind_since.items() if now - since < LONGEST_WAIT_SECONDS}
