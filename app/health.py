@@ -7,11 +7,13 @@ from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
 from app.database import feeds, notifications
+from app.database.client import Document
 from app.market.bybit import SOURCE as BYBIT
 from app.market.coinmarketcap import SOURCE
 from app.services import Services
 
 POLLS_UNTIL_DEAD = 3
+POLLS_UNTIL_LATE = 3
 LONGEST_JOB_SECONDS = 120.0
 """A job may take this long (MongoDB away, CoinMarketCap hanging) before its thread counts as dead."""
 
@@ -19,6 +21,8 @@ LONGEST_JOB_SECONDS = 120.0
 class PriceFeed(BaseModel):
     """CoinMarketCap as last seen."""
 
+    poll_seconds: float = Field(description="How often it is polled: `POLL_SECONDS`, or what the key's plan carries")
+    budget: str | None = Field(description="Why it is polled less often than `POLL_SECONDS` says; else null")
     last_good_at: datetime | None
     last_good_age_seconds: float | None
     last_error_at: datetime | None
@@ -64,7 +68,7 @@ async def check_health(services: Services) -> Health:
         upstreams = {source: await _upstream(services, source) for source in (BYBIT, SOURCE)}
         database: Literal["ok", "down"] = "ok"
     except PyMongoError:
-        prices = PriceFeed(last_good_at=None, last_good_age_seconds=None, last_error_at=None, last_error=None)
+        prices = _price_feed(services, {})
         mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None, error=None)
         upstreams = {}
         database = "down"
@@ -86,7 +90,7 @@ def _overall(
 ) -> Literal["ok", "degraded", "down"]:
     if not serving:
         return "down"
-    limit = services.settings.stale_after_seconds
+    limit = max(services.settings.stale_after_seconds, POLLS_UNTIL_LATE * prices.poll_seconds)
     old_price = prices.last_good_age_seconds is None or prices.last_good_age_seconds > limit
     old_mail = mail.oldest_age_seconds is not None and mail.oldest_age_seconds > limit
     return "degraded" if old_price or old_mail else "ok"
@@ -97,9 +101,14 @@ def _patience(services: Services) -> float:
 
 
 async def _prices(services: Services) -> PriceFeed:
-    known = await feeds.feed(services.database, source=SOURCE)
+    return _price_feed(services, await feeds.feed(services.database, source=SOURCE))
+
+
+def _price_feed(services: Services, known: Document) -> PriceFeed:
     last_good_at = known.get("last_good_at")
     return PriceFeed(
+        poll_seconds=known.get("poll_seconds", services.settings.poll_seconds),
+        budget=known.get("budget"),
         last_good_at=last_good_at,
         last_good_age_seconds=_age(services, last_good_at),
         last_error_at=known.get("last_error_at"),

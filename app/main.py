@@ -80,7 +80,12 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
     sender = SenderThread(delivery=delivery, mailer=mailer)
     candles_first = CandlesFirst(database=sync_database, clock=clock)
     ticker = Ticker(
-        settings=settings, database=sync_database, client=coinmarketcap, clock=clock, candles_first=candles_first
+        settings=settings,
+        database=sync_database,
+        client=coinmarketcap,
+        credits_of_key=meters.credits,
+        clock=clock,
+        candles_first=candles_first,
     )
     scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=sender.wake)
     sender.start()

@@ -1,6 +1,7 @@
 """From CoinMarketCap's prices to fired alerts: `Ticker.poll()` is what the scheduler thread runs."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from app.errors import UpstreamError, UpstreamThrottledError
 from app.market.coinmarketcap import IDS_PER_CALL, SOURCE, CoinMarketCap
 from app.market.coinmarketcap_rows import Quote
 from app.market.coins import refresh_map_if_due
+from app.market.credits import Credits
 from app.market.meter import Meter
 from app.market.quotes import Quotes
 from app.observations import Observation
@@ -35,6 +37,8 @@ POLLS_UNTIL_TAKEOVER = 3
 """After how many polls' silence another copy of the service takes over."""
 POLLS_PER_MAP_TRY = 3
 """How many polls a map that could not be fetched is left alone for: it must not double the number of calls."""
+PACE_CHANGE = 1.25
+"""How much the pace of polling has to change, either way, to be worth a line in the log."""
 MOST_UNEVALUATED = 10_000
 """Replies kept while MongoDB is away: at the default pace and up to 250 watched coins, over a day of them."""
 LONGEST_EVALUATION_SECONDS = 10.0
@@ -44,11 +48,21 @@ class Ticker:
     """Polls prices and has them evaluated. Belongs to one thread; keeps what MongoDB could not take yet."""
 
     def __init__(
-        self, *, settings: Settings, database: SyncDB, client: CoinMarketCap, clock: Clock, candles_first: CandlesFirst
+        self,
+        *,
+        settings: Settings,
+        database: SyncDB,
+        client: CoinMarketCap,
+        credits_of_key: Credits,
+        clock: Clock,
+        candles_first: CandlesFirst,
     ) -> None:
         self._settings = settings
         self._database = database
         self._client = client
+        self._credits = credits_of_key
+        self._poll_seconds = settings.poll_seconds
+        self._polled_at = -math.inf
         self._clock = clock
         self._polled_ids: list[int] = [coin["_id"] for coin in coins.ALWAYS_KNOWN]
         self._unevaluated: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
@@ -60,7 +74,7 @@ class Ticker:
         self._quotes = Quotes(client=client, clock=clock)
         self._pause = FIRST_PAUSE
         self._map_not_before = clock.monotonic()
-        self._news: dict[str, Any] = {}
+        self._news: dict[str, Any] = {"poll_seconds": settings.poll_seconds, "budget": None}
         self._duty = Duty(
             "polling",
             database=database,
@@ -115,15 +129,16 @@ class Ticker:
         # evaluation or, finding the newer price, restates its creation as later than it (see alerting/creation.py).
         if not self._unevaluated:
             return
-        self._holes.record(self._unevaluated, poll_seconds=self._settings.poll_seconds)
+        self._holes.record(self._unevaluated, poll_seconds=self._poll_seconds)
         latest = {seen.coin_id: seen for observations in self._unevaluated for seen in observations}
         coins.store_prices(self._database, latest.values())
         self._stored.extend(self._unevaluated)
         self._unevaluated.clear()
 
     def _observe(self) -> None:
-        if self._clock.monotonic() < self._silent_until:
+        if self._clock.monotonic() < self._silent_until or not self._is_affordable():
             return
+        self._polled_at = self._clock.monotonic()
         try:
             if not self._unevaluated:  # else MongoDB is away: the coins of the last poll will do
                 self._choose_coins()
@@ -135,6 +150,24 @@ class Ticker:
             self._next_call = 0
         except UpstreamThrottledError as error:
             self._stay_silent(error)
+
+    def _is_affordable(self) -> bool:
+        """Whether a poll now lets the key's credits last; every `POLL_SECONDS` is what is tried."""
+        self._credits.look(self._client)
+        pace = self._credits.pace(calls=-(-len(self._polled_ids) // IDS_PER_CALL))
+        usual = self._settings.poll_seconds
+        if pace.seconds <= usual:
+            self._go_at(usual, None)
+            return True
+        self._go_at(pace.seconds, f"polling every {pace.seconds:.0f} s instead of every {usual:g} s: {pace.reason}")
+        return self._clock.monotonic() >= self._polled_at + pace.seconds
+
+    def _go_at(self, seconds: float, budget: str | None) -> None:
+        if not 1 / PACE_CHANGE < seconds / self._poll_seconds < PACE_CHANGE:
+            logger.warning("%s", budget or f"polling every {seconds:g} s again: the key's credits last")
+        if seconds != self._poll_seconds:
+            self._poll_seconds = seconds
+            self._news |= {"poll_seconds": seconds, "budget": budget}
 
     def _choose_coins(self) -> None:
         """The watched coins, filled up with the best-ranked others to whole calls; while MongoDB is away, as before."""

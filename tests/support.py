@@ -17,6 +17,8 @@ from app.config import Settings
 from app.database.client import SyncDB
 from app.main import create_app
 from app.market.coinmarketcap import CoinMarketCap
+from app.market.credits import Credits
+from app.market.meter import Meter
 from app.ticker import Ticker
 from sandbox.mailbox import Mail
 
@@ -102,7 +104,14 @@ def serving(app: FastAPI) -> Iterator[str]:
 def make_ticker(settings: Settings, database: SyncDB, client: CoinMarketCap, clock: Clock) -> Ticker:
     """A ticker whose polls wait for no thread of candles but its own holes."""
     candles_first = CandlesFirst(database=database, clock=clock)
-    return Ticker(settings=settings, database=database, client=client, clock=clock, candles_first=candles_first)
+    return Ticker(
+        settings=settings,
+        database=database,
+        client=client,
+        credits_of_key=Credits(clock=clock, meter=Meter("coinmarketcap", clock)),
+        clock=clock,
+        candles_first=candles_first,
+    )
 
 
 def running_service(settings: Settings, clock: Clock | None = None) -> AbstractContextManager[str]:

@@ -13,6 +13,7 @@ from app.database.client import SyncDB
 from app.errors import UpstreamError
 from app.market.bybit import Bybit
 from app.market.coinmarketcap import CoinMarketCap
+from app.market.credits import Credits
 from app.market.meter import Meter
 from app.models import Direction
 from app.ticker import Ticker
@@ -52,6 +53,7 @@ class Watch(AbstractContextManager["Watch"]):
             settings=self.settings,
             database=self._database,
             client=self._coinmarketcap,
+            credits_of_key=Credits(clock=self._clock, meter=Meter("coinmarketcap", self._clock)),
             clock=self._clock,
             candles_first=candles_first,
         )

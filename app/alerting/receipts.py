@@ -21,7 +21,7 @@ async def coverage_of(database: AsyncDB, alert: Document, *, settings: Settings,
     """Return the receipt, from the alert's creation until it fired, was deleted, or now."""
     life = _life(alert, clock.now())
     records = await coverage.records(database, coin_id=alert["coin_id"], span=life)
-    watched, holes = await _by_polls(database, alert, life, records, longest_gap(settings.poll_seconds))
+    watched, holes = await _by_polls(database, alert, life, records, settings.poll_seconds)
     if alert["touch"]:
         watched_by_candles, holes_of_candles = await _by_candles(database, life, records)
         watched, holes = watched + watched_by_candles, holes + holes_of_candles
@@ -49,15 +49,15 @@ def _settled(alert: Document, life: Span) -> Span:
 
 
 async def _by_polls(
-    database: AsyncDB, alert: Document, life: Span, records: Records, gap: timedelta
+    database: AsyncDB, alert: Document, life: Span, records: Records, poll_seconds: float
 ) -> tuple[list[WatchedSpan], list[UnseenSpan]]:
     """What polls saw. A poll is an instant; they count as a whole as long as none is missing between them."""
     source = coinmarketcap.SOURCE
     holes = _holes_of(source, records, life)
     last = await coins.last_price(database, coin_id=alert["coin_id"])
     until = last.at if last else life.start
-    if life.end - until > gap:
-        feed = await feeds.feed(database, source=source)
+    feed = await feeds.feed(database, source=source)
+    if life.end - until > longest_gap(feed.get("poll_seconds", poll_seconds)):
         reason = _failure(feed.get("last_error_at"), feed.get("last_error"), since=until)
         tail = Span(max(until, life.start), life.end)
         holes.append(UnseenSpan(source=source, start=tail.start, end=tail.end, reason=reason))

@@ -1,6 +1,7 @@
 """Queries on `feeds`, one document per upstream.
 
-`{_id, last_good_at?, last_error_at?, last_error?, mapped_at?}` tells how polling prices goes. What every call to the
+`{_id, last_good_at?, last_error_at?, last_error?, mapped_at?, poll_seconds?, budget?}` tells how polling prices goes;
+`budget` says why it is slower than it should be, None otherwise. What every call to the
 upstream cost and how it went, polling included, is in `{usage?: {day, calls, credits}, answered_at?, failed_at?,
 failure?, credits_left?}`; `day` is a UTC date such as "2026-01-31".
 """

@@ -18,11 +18,14 @@ from app.errors import UpstreamError, UpstreamThrottledError
 from app.market import http
 from app.market.coinmarketcap_rows import (
     USD,
+    KeyInfo,
     Listing,
     MappedCoin,
     Quote,
     is_id,
+    next_month,
     printable,
+    read_key_info,
     read_listing,
     read_mapped_coin,
     read_quote,
@@ -135,15 +138,9 @@ class CoinMarketCap:
         listings = [listing for row in body["data"] if (listing := read_listing(row))]
         return ListingsPage(listings, is_last=body["row_count"] < limit)
 
-    def credits_left(self) -> int | None:
-        """Return how many credits the key has left this month, None where the plan doesn't say. Costs no credit.
-
-        Only for clients with a key. Raises UpstreamError.
-        """
-        usage = self._get_body("/v1/key/info", {}, dict)["data"].get("usage")
-        month = usage.get("current_month") if isinstance(usage, dict) else None
-        left = month.get("credits_left") if isinstance(month, dict) else None
-        return left if isinstance(left, int) else None
+    def key_info(self) -> KeyInfo:
+        """Return what the key's plan carries. Costs no credit. Only for clients with a key. Raises UpstreamError."""
+        return read_key_info(self._get_body("/v1/key/info", {}, dict)["data"], self._clock.now())
 
     def _get(self, path: str, params: dict[str, str]) -> list[Any]:
         """Return the reply's `data`, a list. Raises UpstreamError for everything else."""
@@ -185,7 +182,7 @@ class CoinMarketCap:
         if code == DAILY_LIMIT:
             return midnight + timedelta(days=1)
         if code == MONTHLY_LIMIT:
-            return (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+            return next_month(now)
         return _retry_after(reply, now)
 
 

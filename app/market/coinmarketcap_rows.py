@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from app.clock import parse_utc
@@ -40,6 +40,34 @@ class Listing:
     rank: int | None
     price: float
     market_cap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """What a key's plan carries, None where it doesn't say. `month_ends` (aware UTC) is when credits start anew."""
+
+    month_left: int | None
+    month_ends: datetime
+    day_left: int | None
+    calls_per_minute: int | None
+
+
+def read_key_info(data: Any, now: datetime) -> KeyInfo:
+    """Read the data of key info. A limit without what is left of it counts less what was used."""
+    plan, usage = _part(data, "plan"), _part(data, "usage")
+    ends = parse_utc(plan.get("credit_limit_monthly_reset_timestamp"))
+    return KeyInfo(
+        month_left=_left(_part(usage, "current_month"), plan.get("credit_limit_monthly")),
+        month_ends=ends if ends and ends > now else next_month(now),
+        day_left=_left(_part(usage, "current_day"), plan.get("credit_limit_daily")),
+        calls_per_minute=_count(plan.get("rate_limit_minute")),
+    )
+
+
+def next_month(now: datetime) -> datetime:
+    """The midnight (UTC) at which a free key's credits start anew."""
+    first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first + timedelta(days=32)).replace(day=1)
 
 
 def read_quote(row: Any) -> Quote | None:
@@ -98,6 +126,22 @@ def read_mapped_coin(row: Any) -> MappedCoin | None:
 def printable(text: str) -> str:
     """The text with a space for every character that is none, lone surrogates above all: UTF-8 can't carry those."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _part(whole: Any, name: str) -> dict[str, Any]:
+    part = whole.get(name) if isinstance(whole, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def _left(used: dict[str, Any], limit: object) -> int | None:
+    left, most, spent = _count(used.get("credits_left")), _count(limit), _count(used.get("credits_used"))
+    if left is None and most and spent is not None:
+        return max(0, most - spent)
+    return left
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None
 
 
 def is_id(value: Any) -> bool:

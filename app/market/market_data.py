@@ -12,6 +12,7 @@ from app.database.client import AsyncDB
 from app.market import bybit, coinmarketcap, http
 from app.market.bybit import Bybit
 from app.market.coinmarketcap import CoinMarketCap
+from app.market.credits import Credits
 from app.market.klines import Klines
 from app.market.meter import Meter
 from app.market.refresh import Refresher
@@ -23,10 +24,11 @@ CANDLE_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Meters:
-    """One per upstream, shared by every client of it in this process."""
+    """One per upstream, and what a key's plan carries: shared by every client in this process."""
 
     bybit: Meter
     coinmarketcap: Meter
+    credits: Credits
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class MarketData:
 
 def make_meters(clock: Clock) -> Meters:
     """Make meters that have counted nothing yet."""
-    return Meters(Meter(bybit.SOURCE, clock), Meter(coinmarketcap.SOURCE, clock))
+    meter = Meter(coinmarketcap.SOURCE, clock)
+    return Meters(Meter(bybit.SOURCE, clock), meter, Credits(clock=clock, meter=meter))
 
 
 @asynccontextmanager
@@ -63,7 +66,7 @@ async def open_market(
     usage = UsageRecorder(database=database, meters=(meters.bybit, meters.coinmarketcap), clock=clock)
     snapshots = Snapshots(
         database=database,
-        refresher=Refresher(bybit=bybit_client, coinmarketcap=cap_client, meter=meters.coinmarketcap, clock=clock),
+        refresher=Refresher(bybit=bybit_client, coinmarketcap=cap_client, credits_of_key=meters.credits, clock=clock),
         clock=clock,
         lifetime_seconds=settings.market_cache_seconds,
         pool=snapshot_pool,

@@ -10,7 +10,7 @@ from app.market.bybit import SOURCE, Bybit
 from app.market.coinmarketcap import LISTINGS_PAGE, CoinMarketCap
 from app.market.coinmarketcap import SOURCE as COINMARKETCAP
 from app.market.coinmarketcap_rows import Listing
-from app.market.meter import Meter
+from app.market.credits import Credits
 from app.market.wire import Snapshot, make_snapshot
 
 logger = logging.getLogger(__name__)
@@ -20,8 +20,9 @@ FULL_SEARCH_EVERY = timedelta(days=1)
 """How often pairs without a coin are looked for on every page; in between, only pages that helped are paid for."""
 FIRST_PAUSE_SECONDS = 15.0
 LONGEST_PAUSE_SECONDS = 300.0
-CREDITS_SECONDS = 900.0
-"""How often the credits left are read: they cost none, but count in the minute limit."""
+CREDIT_SHARE = 0.5
+"""How much of a key's credits the snapshots may use up: alerts come first."""
+CREDITS_PER_PAGE = 20
 BELIEVED_AFTER = timedelta(days=1)
 """When the last good figures are this old, new ones are taken even if most of what was known is missing."""
 
@@ -29,19 +30,18 @@ BELIEVED_AFTER = timedelta(days=1)
 class Refresher:
     """Makes snapshots out of what both upstreams say; used by one thread at a time."""
 
-    def __init__(self, *, bybit: Bybit, coinmarketcap: CoinMarketCap, meter: Meter, clock: Clock) -> None:
+    def __init__(self, *, bybit: Bybit, coinmarketcap: CoinMarketCap, credits_of_key: Credits, clock: Clock) -> None:
         self._bybit = bybit
         self._coinmarketcap = coinmarketcap
-        self._meter = meter
+        self._credits = credits_of_key
         self._clock = clock
         self._caps_not_before = clock.monotonic()
         self._caps_pause = FIRST_PAUSE_SECONDS
-        self._credits_due = clock.monotonic()
         self._pages = PagePlan(clock)
 
     @property
     def caps_wait_seconds(self) -> float:
-        """How long CoinMarketCap is left alone after it failed."""
+        """How long CoinMarketCap is left alone: after it failed, or because the key's credits must last."""
         return self._caps_not_before - self._clock.monotonic()
 
     def refresh(self, last: Snapshot | None) -> Snapshot:
@@ -69,7 +69,6 @@ class Refresher:
         try:
             coins = self._match(figures, bases)
             self._check_not_worse(coins, last)
-            self._look_at_credits()
         except UpstreamError as error:
             self._leave_alone(error)
             return None
@@ -81,7 +80,14 @@ class Refresher:
             )
             return None
         self._caps_pause = FIRST_PAUSE_SECONDS
+        self._make_credits_last()
         return coins
+
+    def _make_credits_last(self) -> None:
+        """Where the key's plan is small, caps are renewed less often than Bybit's figures."""
+        self._credits.look(self._coinmarketcap)
+        pace = self._credits.pace(calls=self._pages.usual, credits_each=CREDITS_PER_PAGE, share=CREDIT_SHARE)
+        self._caps_not_before = self._clock.monotonic() + pace.seconds
 
     def _match(self, figures: dict[str, Figures], bases: dict[str, str]) -> dict[str, Figures]:
         tickers = {base.upper() for base in bases.values()}
@@ -102,19 +108,6 @@ class Refresher:
         if not coins or (recent and len(coins) < known / 2):
             raise UpstreamError(COINMARKETCAP, f"its listings fit {len(coins)} pairs after {known}: not believed")
 
-    def _look_at_credits(self) -> None:
-        now = self._clock.monotonic()
-        if not self._coinmarketcap.has_key or now < self._credits_due:
-            return
-        self._credits_due = now + CREDITS_SECONDS
-        try:
-            credits_left = self._coinmarketcap.credits_left()
-        except UpstreamError as error:
-            logger.warning("how many credits are left is unknown: %s", error)
-            return
-        if credits_left is not None:
-            self._meter.have_left(credits_left)
-
     def _leave_alone(self, error: UpstreamError) -> None:
         seconds = self._caps_pause
         self._caps_pause = min(seconds * 2, LONGEST_PAUSE_SECONDS)
@@ -132,6 +125,11 @@ class PagePlan:
         self._searched_at = clock.now() - FULL_SEARCH_EVERY
         self._hopeless: set[str] = set()
         self._useful_page = 0
+
+    @property
+    def usual(self) -> int:
+        """How many pages a refresh takes."""
+        return self._useful_page + 1
 
     def is_enough(self, page: int, missing: set[str], *, found_some: bool, is_last: bool) -> bool:
         """Whether to stop after this page (from 0) with these pairs unmatched."""

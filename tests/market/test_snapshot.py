@@ -282,3 +282,20 @@ def test_half_a_market_never_replaces_a_whole_one(market: MarketCaller, exchange
     assert market.get(SNAPSHOT).json() == first.json()
     clock.advance(86_400)
     assert len(market.until_refreshed(first.headers["ETag"]).json()) == 3
+
+
+def test_snapshots_leave_half_of_a_small_plan_to_the_alerts(
+    serve: Serve, exchange: Exchange, clock: ManualClock
+) -> None:
+    """Prices are renewed all the same; 10,000 credits and a page of 20 make about three hours between caps."""
+    with serve(coinmarketcap_api_key="a-key") as caller:
+        etag = caller.get(SNAPSHOT).headers["ETag"]
+        for number in range(10):
+            clock.advance(LIFETIME + 5)
+            exchange.market.set_price(1, 90_000.0 + number)
+            etag = caller.until_refreshed(etag).headers["ETag"]
+        assert len(exchange.asked(LISTINGS_PATH)) == 1
+        assert caller.snapshot()["BTCUSDT"]["currentPrice"] == "90009"
+        clock.advance(3 * 3600)
+        caller.until_refreshed(etag)
+        assert len(exchange.asked(LISTINGS_PATH)) == 2
