@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 MINUTE = timedelta(minutes=1)
+SETTLING = timedelta(seconds=5)
+"""How long after a minute's end its candle is taken as final, and how far our clock may be ahead of Bybit's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,8 +116,7 @@ class Ticker:
         try:
             while self._stored and time.monotonic() < deadline:
                 observations = self._stored[0]
-                ready = [seen for seen in observations if seen.coin_id not in waiting]
-                fired += firing.evaluate(self._database, ready, now=self._clock.now())
+                fired += firing.evaluate(self._database, observations, now=self._clock.now(), candles_due=waiting)
                 self._stored.popleft()
                 left.append([seen for seen in observations if seen.coin_id in waiting])
         finally:

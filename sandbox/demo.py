@@ -83,7 +83,7 @@ def run(folder: Path) -> list[str]:
     log, wrong = folder / "service.log", []
     with EmbeddedMongo(folder / "mongo") as mongo, Exchange() as exchange, Mailbox() as mailbox:
         try:
-            with service(environment(mongo, exchange, mailbox), log) as client:
+            with service(environment(mongo.url, exchange, mailbox), log) as client:
                 tell(client, exchange, mailbox)
         except (DemoError, MailboxTimeoutError) as error:
             wrong.append(str(error))
@@ -93,7 +93,7 @@ def run(folder: Path) -> list[str]:
     return wrong
 
 
-def environment(mongo: EmbeddedMongo, exchange: Exchange, mailbox: Mailbox) -> dict[str, str]:
+def environment(mongo_url: str, exchange: Exchange, mailbox: Mailbox) -> dict[str, str]:
     """The service's environment: every setting stands in it, empty (its default) or given, so that no .env is heard."""
     names = re.findall(r"^(?:# )?([A-Z_]+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -102,7 +102,7 @@ def environment(mongo: EmbeddedMongo, exchange: Exchange, mailbox: Mailbox) -> d
         "JWT_SECRET": secrets.token_urlsafe(48),
         "BCRYPT_ROUNDS": "10",
         "POLL_SECONDS": "0.5",
-        "MONGO_URL": mongo.url,
+        "MONGO_URL": mongo_url,
         "COINMARKETCAP_URL": exchange.url,
         "BYBIT_URL": exchange.url,
         "SMTP_HOST": mailbox.host,

@@ -17,6 +17,13 @@ from sandbox.exchange import Exchange
 from sandbox.mailbox import Mailbox
 from tests.support import Caller, ManualClock, make_settings, running_service
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What tests/chaos/ can be told."""
+    parser.addoption("--chaos", action="store_true", help="run the chaos tests in their long form")
+    parser.addoption("--chaos-seed", type=int, help="throw the dice of the chaos tests as a failed run did")
+
+
 MEMORY = Path("/dev/shm")
 MONGO_NEEDS_BYTES = 4 * 1024**3
 

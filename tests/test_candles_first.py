@@ -52,8 +52,10 @@ def test_the_first_poll_after_an_outage_leaves_the_first_touch_to_the_candles(
     alert, polls_only = watch.arm(104_000), watch.arm(103_000, touch=False)
     touched_at = clock.now()
     go_through_an_outage(watch, exchange, clock)
+    fresh = watch.arm(102_000)
     watch.poll()
     assert stored(database, alert)["status"] == "created"
+    assert stored(database, polls_only)["status"] == stored(database, fresh)["status"] == "triggered"
     watch.follow_candles()
     watch.poll()
     fired = stored(database, alert)

@@ -20,7 +20,7 @@ from app.market.coinmarketcap import CoinMarketCap
 from sandbox.exchange import Exchange
 from sandbox.faults import Fault
 from sandbox.mailbox import Mailbox
-from tests.support import Caller, ManualClock, make_settings, make_ticker, running_service, wait_until
+from tests.support import Caller, ManualClock, failing, make_settings, make_ticker, running_service, wait_until
 
 QUOTES = "/quotes/latest"
 
@@ -140,23 +140,6 @@ def test_requests_do_not_wait_for_an_upstream_or_a_mail_server_that_hangs(
     assert user.get("/health").json()["database"] == "ok"
     exchange.faults.clear()
     mailbox.behave()
-
-
-@contextmanager
-def failing(database: SyncDB, *commands: str) -> Iterator[None]:
-    """MongoDB drops the connection of every such command."""
-    admin = database.client.admin
-    admin.command(
-        {
-            "configureFailPoint": "failCommand",
-            "mode": "alwaysOn",
-            "data": {"failCommands": list(commands), "closeConnection": True, "appName": "cryptoticker-worker"},
-        }
-    )
-    try:
-        yield
-    finally:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
 
 def test_what_was_seen_while_mongodb_was_away_still_fires(

@@ -1,9 +1,10 @@
 """After an outage the candles of the hole come before newer polls, so that an alert tells its first touch.
 
 Without this, the first poll after an hour's outage would fire an alert that the market touched fifty minutes earlier,
-and its mail would name the wrong minute and price.
+and its mail would name the wrong minute and price. Alerts that no candle can fire wait for none.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,9 @@ BEHIND_FROM = timedelta(minutes=2)
 LONGEST_WAIT_SECONDS = 30.0
 """For one coin's candles; they usually take less than a second."""
 
+FAILURE_COUNTS_SECONDS = 90.0
+"""How long a failure of Bybit keeps polls from waiting for it; while it goes on failing, it is tried more often."""
+
 
 class CandlesFirst:
     """Which coins' polls wait a moment. Shared by the thread that polls and the one that follows candles."""
@@ -26,7 +30,7 @@ class CandlesFirst:
         self._database = database
         self._clock = clock
         self._behind_since: dict[int, float] = {}
-        self._bybit_fails = False
+        self._bybit_failed_at = -math.inf
 
     @contextmanager
     def trying(self) -> Iterator[None]:
@@ -34,15 +38,15 @@ class CandlesFirst:
         try:
             yield
         except UpstreamError:
-            self._bybit_fails = True
+            self._bybit_failed_at = self._clock.monotonic()
             raise
-        self._bybit_fails = False
+        self._bybit_failed_at = -math.inf
 
     def waiting(self) -> set[int]:
         """Return the ids of the coins whose hole is about to be filled. Raises PyMongoError."""
         now = self._clock.monotonic()
         behind = coverage.behind(self._database, before=self._clock.now() - BEHIND_FROM)
         self._behind_since = {coin_id: self._behind_since.get(coin_id, now) for coin_id in behind}
-        if self._bybit_fails:
+        if now - self._bybit_failed_at < FAILURE_COUNTS_SECONDS:
             return set()
         return {coin_id for coin_id, since in self._behind_since.items() if now - since < LONGEST_WAIT_SECONDS}

@@ -26,12 +26,10 @@ from app.errors import (
 )
 from app.market.bybit import Bybit
 from app.market.pairs import DayRange, agree, day_ranges, pairs_by_coin
-from app.spans import MINUTE, Span, ceil_to_minute, floor_to_minute
+from app.spans import MINUTE, SETTLING, Span, ceil_to_minute, floor_to_minute
 
 logger = logging.getLogger(__name__)
 
-SETTLING = timedelta(seconds=5)
-"""How long after a minute's end its candle is taken as final, and how far our clock may be ahead of Bybit's."""
 DAY_RANGE_COVERS = timedelta(hours=23)
 """How far back a ticker's 24-hour range is trusted to reach."""
 TAKEOVER = timedelta(seconds=20)

@@ -1,7 +1,7 @@
 """The one evaluator: which alerts an observation fires. Polls, candles and catching up all come through here."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from app.database import firings
@@ -11,19 +11,22 @@ from app.observations import Observation
 logger = logging.getLogger(__name__)
 
 
-def evaluate(database: SyncDB, observations: Sequence[Observation], *, now: datetime) -> int:
+def evaluate(
+    database: SyncDB, observations: Sequence[Observation], *, now: datetime, candles_due: Collection[int] = ()
+) -> int:
     """Settle what waited for a first price, then fire what the observations touched; returns how many alerts fired.
 
-    `observations` hold at most one per coin; call it with older ones first. Doing it again changes nothing, so a call
-    that failed half-way is simply repeated. `now` becomes the alerts' `fired_at`.
+    Older observations come first. Doing it again changes nothing, so a call that failed half-way is simply repeated.
+    `now` becomes the alerts' `fired_at`. Of the coins in `candles_due` only those alerts fire to which older candles,
+    that are still to be evaluated, can't matter.
     """
     # Looking through the index for coins without live alerts is not free: where many fired, it is full of leftovers.
     watched = firings.watched_coins(database) if observations else set()
     relevant = [seen for seen in observations if seen.coin_id in watched]
     if not relevant:
         return 0
-    firings.settle(database, relevant)
-    fired = firings.fire(database, relevant, now=now)
+    firings.settle(database, relevant, candles_due=candles_due)
+    fired = firings.fire(database, relevant, now=now, candles_due=candles_due)
     if fired:
         logger.info("%d alerts fired on observations of %d coins", fired, len(observations))
     return fired

@@ -4,7 +4,7 @@ The write that turns an alert from `created` to `triggered` also puts its notifi
 document: there is no moment at which a fired alert has none, and nothing to repair after a crash.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from pymongo import ASCENDING, UpdateMany
 
 from app.database.client import BULK_TIMEOUT_SECONDS, LIVE, Document, SyncDB
 from app.observations import Observation
+from app.spans import MINUTE, SETTLING, floor_to_minute
 
 
 def watched_coins(database: SyncDB) -> set[int]:
@@ -20,13 +21,13 @@ def watched_coins(database: SyncDB) -> set[int]:
     return set(database.alerts.distinct("coin_id", LIVE))
 
 
-def settle(database: SyncDB, observations: Iterable[Observation]) -> None:
+def settle(database: SyncDB, observations: Iterable[Observation], *, candles_due: Collection[int] = ()) -> None:
     """Give alerts that were made without a price their `currentPrice` and, unless it was stated, their direction.
 
     The first price seen after the alert's creation decides: a target at or over it means `above`.
     """
     waiting = set(database.alerts.distinct("coin_id", {"unsettled": True}))
-    updates = [_settlement(seen) for seen in observations if seen.coin_id in waiting]
+    updates = [_settlement(seen, _eligible(seen, candles_due)) for seen in observations if seen.coin_id in waiting]
     if updates:
         database.alerts.bulk_write(updates, ordered=True)
 
@@ -56,13 +57,19 @@ def is_any_touched(database: SyncDB, *, coin_id: int, low: float, high: float, b
     return database.alerts.find_one(old_enough | {"direction": None}, {"_id": 1}, hint="armed") is not None
 
 
-def fire(database: SyncDB, observations: Sequence[Observation], *, now: datetime) -> int:
+def fire(
+    database: SyncDB, observations: Sequence[Observation], *, now: datetime, candles_due: Collection[int] = ()
+) -> int:
     """Fire every live alert that the observations touched, in their order; returns how many fired.
 
     Costs an index range per observation and direction, however many alerts are live. Running it again fires nothing
     twice.
     """
-    updates = [_firing(seen, reached, now=now) for seen in observations for reached in _reached(seen)]
+    updates = [
+        _firing(seen, reached, _eligible(seen, candles_due), now=now)
+        for seen in observations
+        for reached in _reached(seen)
+    ]
     if not updates:
         return 0
     with pymongo.timeout(BULK_TIMEOUT_SECONDS):
@@ -74,7 +81,9 @@ def _reached(seen: Observation) -> tuple[tuple[str, Document, float], ...]:
     return ("above", {"$lte": seen.high}, seen.high), ("below", {"$gte": seen.low}, seen.low)
 
 
-def _firing(seen: Observation, reached: tuple[str, Document, float], *, now: datetime) -> UpdateMany:
+def _firing(
+    seen: Observation, reached: tuple[str, Document, float], eligible: Document, *, now: datetime
+) -> UpdateMany:
     direction, targets, price = reached
     touched: Document = {
         **LIVE,
@@ -82,7 +91,7 @@ def _firing(seen: Observation, reached: tuple[str, Document, float], *, now: dat
         "direction": direction,
         "target": targets,
         "created_at": {"$lte": seen.start},
-        **_eligible(seen),
+        **eligible,
     }
     firing: Document = {
         "status": "triggered",
@@ -97,16 +106,25 @@ def _firing(seen: Observation, reached: tuple[str, Document, float], *, now: dat
     return UpdateMany(touched, {"$set": firing}, hint="armed")
 
 
-def _eligible(seen: Observation) -> Document:
-    """A candle is for alerts with `touch` only; the others go by the polled price alone."""
-    return {"touch": True} if seen.pair else {}
+def _eligible(seen: Observation, candles_due: Collection[int]) -> Document:
+    """A candle is for alerts with `touch` only; the others go by the polled price alone.
+
+    A poll that candles come before is for alerts that these can't concern: without `touch`, or set after the last one
+    that is closed began.
+    """
+    if seen.pair:
+        return {"touch": True}
+    if seen.coin_id in candles_due:
+        latest_candle = floor_to_minute(seen.start - SETTLING) - MINUTE
+        return {"$or": [{"touch": False}, {"created_at": {"$gt": latest_candle}}]}
+    return {}
 
 
-def _settlement(seen: Observation) -> UpdateMany:
+def _settlement(seen: Observation, eligible: Document) -> UpdateMany:
     by_price: Any = {"$cond": [{"$gte": ["$target", seen.first]}, "above", "below"]}
     waiting: Document = {"unsettled": True, **LIVE, "coin_id": seen.coin_id, "created_at": {"$lte": seen.start}}
     return UpdateMany(
-        waiting | _eligible(seen),
+        waiting | eligible,
         [
             {"$set": {"direction": {"$ifNull": ["$direction", by_price]}, "currentPrice": seen.first}},
             {"$set": {"directions": ["$direction"]}},
