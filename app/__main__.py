@@ -12,8 +12,9 @@ from dataclasses import replace
 import uvicorn
 from pymongo.errors import PyMongoError
 
+from app.clock import Clock
 from app.config import Settings, load_settings
-from app.database import leases
+from app.database import leases, notifications
 from app.database.client import connect
 from app.database.embedded import EmbeddedMongo, EmbeddedMongoError
 from app.errors import SettingsError
@@ -105,6 +106,7 @@ def _check_database(settings: Settings, *, is_ours_alone: bool) -> None:
             client.admin.command("ping")
             if is_ours_alone:  # a copy that was killed must not keep this one waiting for its leases
                 leases.clear(client[settings.mongo_db])
+                notifications.release_all(client[settings.mongo_db], now=Clock().now())
     except PyMongoError as error:
         raise StartError(
             f"no MongoDB answers at MONGO_URL ({type(error).__name__}). Start it, correct MONGO_URL in .env, "

@@ -427,3 +427,14 @@ def test_an_outcome_counts_only_for_who_holds_the_claim_but_sent_is_sent(
     assert notifications.mark_sent(database, alert_id, now=now)
     assert not notifications.mark_sent(database, alert_id, now=now)
     assert not notifications.mark_failed(database, alert_id, claim_of[1], error="too late")
+
+
+def test_a_database_of_ones_own_has_no_claims_to_wait_for(database: SyncDB, fire: Any, clock: ManualClock) -> None:
+    fire("a@example.com", "b@example.com", "c@example.com")
+
+    def claim() -> int:
+        return len(notifications.claim_due(database, now=clock.now(), lease=LEASE, limit=5)[1])
+
+    assert (claim(), claim()) == (3, 0)
+    notifications.release_all(database, now=clock.now())
+    assert claim() == 3

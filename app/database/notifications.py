@@ -118,6 +118,14 @@ def release(database: SyncDB, alerts: Sequence[Document], claim: ObjectId) -> No
     )
 
 
+def release_all(database: SyncDB, *, now: datetime) -> None:
+    """Make every mail that was claimed due: for a database that no other sender can have."""
+    database.alerts.update_many(
+        {**IN_OUTBOX, "notification.claim": {"$exists": True}},
+        {"$set": {"notification.due_at": now}, "$unset": {"notification.claim": ""}},
+    )
+
+
 async def queue_state(database: AsyncDB) -> QueueState:
     """Return how long the outbox is and how long its oldest mail has waited."""
     groups = await database.alerts.aggregate(

@@ -60,10 +60,14 @@ def test_every_touch_is_noticed_once_whatever_was_out(
     clock.advance(60)  # that minute has prices from before
     paths = make_paths(exchange, clock.now(), minutes, dice)
     armed = make_alerts(database, paths, chaos.size(300, 2_000), dice)
-    diary = replay(Watch(exchange, database, clock), exchange, database, clock, minutes, dice)
+    watch = Watch(exchange, database, clock)
+    for coin_id, price in COINS.items():  # followed from the start, whatever is out when the others are set
+        watch.arm(price * 100, coin_id)
+    watch.run(minutes=3)
+    diary = replay(watch, exchange, database, clock, minutes - 3, dice)
 
     stored = list(database.alerts.find())
-    assert len(stored) == len(armed)
+    assert len(stored) == len(armed) + len(COINS)
     for alert in stored:
         check(alert, paths[alert["coin_id"]], diary)
     fired = [alert for alert in stored if alert["status"] == "triggered"]
@@ -106,7 +110,7 @@ def make_alerts(database: SyncDB, paths: dict[int, Path], count: int, dice: rand
     made = []
     for number in range(count):
         coin_id, path = dice.choice(list(paths.items()))
-        created = path.start + timedelta(seconds=dice.uniform(0, len(path.candles) * 40))
+        created = path.start + timedelta(minutes=3, seconds=dice.uniform(0, len(path.candles) * 40))
         created = created.replace(microsecond=0)
         then = path.price_at(created)
         target = float(f"{then * (1 + dice.gauss(0, 0.015)):.6g}")
