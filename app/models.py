@@ -173,7 +173,9 @@ class Coverage(BaseModel):
 
     alert_id: str
     status: AlertStatus
-    since: datetime = Field(description="The alert's creation; at most 400 days ago, as long as records are kept")
+    since: datetime = Field(
+        description="The alert's creation, unless that is over 400 days or 1,000 holes ago: no more is told"
+    )
     until: datetime
     intervals: list[WatchedSpan] = Field(description="When each source observed the coin; the sources overlap")
     holes: list[UnseenSpan] = Field(description="When one of them did not, and why")

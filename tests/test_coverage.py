@@ -157,6 +157,20 @@ def test_a_receipt_ends_with_its_alert_and_outlives_the_watching(
     assert ended.unwatched == []
 
 
+def test_a_receipt_tells_the_last_thousand_holes_and_from_when_on_that_is(
+    watch: Watch, database: SyncDB, clock: ManualClock, receipt: Receipt
+) -> None:
+    alert, start = watch.arm(200_000), clock.now()
+    clock.advance(1_500 * 120)
+    spans = [start + number * 2 * MINUTE for number in range(1_500)]
+    database.holes.insert_many(
+        [{"coin_id": 1, "source": "bybit", "start": at, "end": at + MINUTE, "reason": "a test"} for at in spans]
+    )
+    told = receipt(alert)
+    assert told.since == spans[500] + MINUTE
+    assert len(holes(told, "bybit")) >= 999
+
+
 def test_a_receipt_is_for_the_alerts_owner_alone(quiet: Quiet, caller: Callable[[str], Caller]) -> None:
     """Invariant 8."""
     alice, bob = caller(quiet.url).sign_up("alice@example.com"), caller(quiet.url).sign_up("bob@example.com")

@@ -19,8 +19,8 @@ CANDLE_LATENESS = 2 * MINUTE
 
 async def coverage_of(database: AsyncDB, alert: Document, *, settings: Settings, clock: Clock) -> Coverage:
     """Return the receipt, from the alert's creation until it fired, was deleted, or now."""
-    life = _life(alert, clock.now())
-    records = await coverage.records(database, coin_id=alert["coin_id"], span=life)
+    records = await coverage.records(database, coin_id=alert["coin_id"], span=_life(alert, clock.now()))
+    life = records.span
     watched, holes = await _by_polls(database, alert, life, records, settings.poll_seconds)
     if alert["touch"]:
         watched_by_candles, holes_of_candles = await _by_candles(database, life, records)

@@ -10,12 +10,16 @@ start, end, pair}`.
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
-from pymongo import ASCENDING, UpdateOne
+from pymongo import DESCENDING, UpdateOne
 
 from app.database.client import AsyncDB, Document, SyncDB
 from app.spans import Span
+
+MOST_RECORDS = 1000
+"""How many holes, and how many spans, one answer looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,9 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What is written down of a coin in a span of time: followed by candles in `followed`, less the `holes`."""
+    """What is written down of a coin in `span`: followed by candles in `followed`, less the `holes`."""
 
+    span: Span
     pair: str | None
     watermark: datetime | None
     followed: list[Span]
@@ -93,17 +98,21 @@ def record_holes(database: SyncDB, holes: Iterable[Hole]) -> None:
 
 
 async def records(database: AsyncDB, *, coin_id: int, span: Span) -> Records:
-    """Return what is known of how the coin was observed within the span."""
+    """Return what is known of how the coin was observed within the span, or its end if that is too much to tell."""
     overlapping: Any = {"coin_id": coin_id, "end": {"$gt": span.start}, "start": {"$lt": span.end}}
-    by_start = [("start", ASCENDING)]
-    holes = await database.holes.find(overlapping, {"_id": 0}).sort(by_start).to_list()
-    past = await database.followed.find(overlapping).sort(by_start).to_list()
+    newest_first = [("end", DESCENDING)]
+    holes = await database.holes.find(overlapping, {"_id": 0}).sort(newest_first).limit(MOST_RECORDS).to_list()
+    past = await database.followed.find(overlapping).sort(newest_first).limit(MOST_RECORDS).to_list()
+    full = [found[-1]["end"] for found in (holes, past) if len(found) == MOST_RECORDS]
+    for found in (holes, past):
+        found.sort(key=itemgetter("start"))
     now = await database.watermarks.find_one({"_id": coin_id})
     followed = [Span(known["start"], known["end"]) for known in past]
     if now:
         followed.append(Span(now["since"], now["watermark"]))
     pairs = [known.get("pair") for known in [*past, now or {}]]
     return Records(
+        span=Span(max([span.start, *full]), span.end),
         pair=next((pair for pair in reversed(pairs) if pair), None),
         watermark=now["watermark"] if now else None,
         followed=followed,
