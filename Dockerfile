@@ -1,10 +1,15 @@
-FROM python:3.12-slim
-
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-WORKDIR /srv
-
+# What is needed to install packages stays in this stage.
+FROM python:3.12-slim AS packages
 COPY requirements.txt .
-RUN pip install --no-cache-dir -r requirements.txt
+RUN python -m venv --without-pip /venv \
+ && python -m pip --python /venv/bin/python install --no-cache-dir -r requirements.txt
+
+FROM python:3.12-slim
+RUN python -m pip uninstall --quiet --yes --root-user-action ignore pip
+COPY --from=packages /venv /venv
+
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /srv
 
 # The only place the service writes to: the outbox, while there is no mail server.
 RUN useradd --uid 10001 --no-create-home --home-dir /srv --shell /usr/sbin/nologin cryptoticker \

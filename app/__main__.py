@@ -57,14 +57,19 @@ def serve(settings: Settings) -> None:
         _announce(settings)
         if mongo is not None:
             _end_with(mongo)
-        config = uvicorn.Config(
-            create_app(settings),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(make_server_config(settings)).run(sockets=[listener])
+
+
+def make_server_config(settings: Settings) -> uvicorn.Config:
+    """How the service is served: X-Forwarded-For and X-Forwarded-Proto count only when a trusted proxy sends them."""
+    return uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formataddr, parseaddr
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 from urllib.parse import urlsplit
@@ -51,6 +52,7 @@ class Settings:
     max_alerts_per_user: int = 100
     host: str = "0.0.0.0"
     port: int = 8000
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1",)
     data_dir: Path = DATA_DIR
 
     @property
@@ -90,6 +92,7 @@ def load_settings(env_file: Path = PROJECT_ROOT / ".env") -> Settings:
         max_alerts_per_user=source.read("MAX_ALERTS_PER_USER", 100, _integer(1, 10_000_000), "100"),
         host=source.read("HOST", "0.0.0.0", _text, "127.0.0.1"),
         port=source.read("PORT", 8000, _integer(1, 65_535), "8000"),
+        trusted_proxies=source.read("TRUSTED_PROXIES", "127.0.0.1", _proxies, "127.0.0.1,10.0.0.0/8"),
     )
 
 
@@ -192,6 +195,18 @@ def _origins(text: str) -> tuple[str, ...]:
         if not is_origin and origins != ("*",):
             raise ValueError(f"holds {origin!r}, which is no origin (scheme and host, no path)")
     return origins
+
+
+def _proxies(text: str) -> tuple[str, ...]:
+    """Addresses and networks separated by commas; `*` alone trusts everybody."""
+    proxies = tuple(proxy.strip() for proxy in text.split(",") if proxy.strip())
+    for proxy in proxies:
+        try:
+            ip_network(proxy)
+        except ValueError:
+            if proxies != ("*",):
+                raise ValueError(f"holds {proxy!r}, which is no IP address and no network") from None
+    return proxies
 
 
 def _mongo_url(text: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from app.config import FALLBACK_MAIL_FROM, PROJECT_ROOT, Settings, load_settings
 from app.errors import SettingsError
-from tests.support import SECRET
+from tests.support import DOCKER_SETTINGS, SECRET
 
 Load = Callable[..., Settings]
 SECRETS = {
@@ -52,13 +52,17 @@ BAD_VALUES = [
     ("CORS_ORIGINS", "*,https://app.example.com", "is no origin"),
     ("MAX_ALERTS_PER_USER", "0", "outside 1 to 10000000"),
     ("HOST", "local\x07host", "holds a control character"),
+    ("TRUSTED_PROXIES", "127.0.0.1,nginx", "holds 'nginx', which is no IP address and no network"),
+    ("TRUSTED_PROXIES", "*,127.0.0.1", "holds '*'"),
+    ("TRUSTED_PROXIES", "10.0.0.1/8", "holds '10.0.0.1/8'"),
     ("PORT", "http", "is 'http', which is not a number"),
     ("PORT", "0", "outside 1 to 65535"),
 ]
 
 
 def setting_names() -> list[str]:
-    return re.findall(r"^(?:# )?([A-Z_]+)=", (PROJECT_ROOT / ".env.example").read_text(), flags=re.MULTILINE)
+    names = re.findall(r"^(?:# )?([A-Z_]+)=", (PROJECT_ROOT / ".env.example").read_text(), flags=re.MULTILINE)
+    return [name for name in names if name not in DOCKER_SETTINGS]
 
 
 @pytest.fixture
@@ -110,11 +114,13 @@ def test_values_arrive_in_the_shape_that_the_service_uses(load: Load) -> None:
         SMTP_SECURITY="tls",
         CORS_ORIGINS="https://app.example.com, http://localhost:3000/",
         MAX_ALERTS_PER_USER="1e3",
+        TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8",
     )
     assert settings.bybit_url == "http://localhost:9100"
     assert settings.smtp_security == "tls"
     assert settings.cors_origins == ("https://app.example.com", "http://localhost:3000")
     assert settings.max_alerts_per_user == 1000
+    assert settings.trusted_proxies == ("127.0.0.1", "10.0.0.0/8")
 
 
 @pytest.mark.parametrize(

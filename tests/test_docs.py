@@ -17,7 +17,7 @@ from app.config import Settings, load_settings
 from app.database.client import INDEXES
 from app.main import create_app
 from sandbox.mailbox import Mailbox
-from tests.support import SECRET, make_settings, running_service
+from tests.support import DOCKER_SETTINGS, SECRET, make_settings, running_service
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -61,7 +61,9 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_every_setting_stands_in_env_example_and_in_the_docs_and_none_besides() -> None:
-    read = names_read_by_the_code()
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert [name for name in DOCKER_SETTINGS if f"${{{name}" not in compose] == []
+    read = [*names_read_by_the_code(), *DOCKER_SETTINGS]
     assert len(read) == len(set(read))
     assert sorted(ENV_EXAMPLE) == sorted(read)
     assert sorted(row.name for row in documented_settings()) == sorted(read)
@@ -83,7 +85,9 @@ def test_the_docs_state_the_default_and_an_example_that_is_accepted(
     assert row.allowed
     assert row.meaning
     no_settings.setenv("JWT_SECRET", SECRET)
-    if found := re.fullmatch(rf"`{row.name}=(.*)`", row.example):
+    if row.name in DOCKER_SETTINGS:
+        assert re.fullmatch(rf"`{row.name}=.+`|the output of `openssl rand -hex 24`", row.example)
+    elif found := re.fullmatch(rf"`{row.name}=(.*)`", row.example):
         no_settings.setenv(row.name, found[1])
         assert load_settings(tmp_path / "absent") != Settings(jwt_secret=SECRET)
     else:
