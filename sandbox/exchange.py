@@ -59,6 +59,7 @@ class Exchange:
         api_key: str | None = None,
         plan: Plan | None = None,
         bybit_limit: int | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.market = market or default_market(now)
         self.faults = Faults()
@@ -69,8 +70,8 @@ class Exchange:
         self._bybit_visits: defaultdict[str, deque[float]] = defaultdict(deque)
         self._stopping = asyncio.Event()
         routes = [*control_routes(self), Route("/{path:path}", self._answer, methods=["GET"])]
-        self._server = Server(Starlette(routes=routes), port, self._stopping)
-        self.url = f"http://127.0.0.1:{self._server.port}"
+        self._server = Server(Starlette(routes=routes), host, port, self._stopping)
+        self.url = f"http://{host}:{self._server.port}"
 
     def start(self) -> Self:
         """Answer requests from now on."""

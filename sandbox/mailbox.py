@@ -43,7 +43,7 @@ class MailboxTimeoutError(AssertionError):
 
 
 class Mailbox:
-    """Listens on 127.0.0.1 from `start()` to `stop()` or as a context manager; a port of 0 takes a free one.
+    """Listens on `host` from `start()` to `stop()` or as a context manager; a port of 0 takes a free one.
 
     `require_login` is the one (user, password) that may send; without it any login passes, and none is needed.
     `starttls` is the certificate to offer STARTTLS with, which is then required before anything else;
@@ -57,6 +57,7 @@ class Mailbox:
         require_login: tuple[str, str] | None = None,
         starttls: ssl.SSLContext | None = None,
         implicit_tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.mails: list[Mail] = []
         self.connections = 0
@@ -67,7 +68,7 @@ class Mailbox:
         self._implicit_tls = implicit_tls
         self._plain_login = require_login is not None and starttls is None
         self._opened: set[Connection] = set()
-        self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
+        self._socket = socket.create_server((host, port), backlog=512)
         self.host, self.port = self._socket.getsockname()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="sandbox mailbox", daemon=True)

@@ -44,12 +44,12 @@ class _Server(uvicorn.Server):
 
 
 class Server:
-    """Listens on 127.0.0.1 from `start()` to `stop()`; a port of 0 takes a free one."""
+    """Listens on `host` from `start()` to `stop()`; a port of 0 takes a free one."""
 
-    def __init__(self, app: ASGIApp, port: int, stopping: asyncio.Event) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, stopping: asyncio.Event) -> None:
         config = Config(app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
         self._server = _Server(config, stopping)
-        self._socket = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+        self._socket = socket.create_server((host, port), backlog=BACKLOG)
         config.backlog = BACKLOG
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(
