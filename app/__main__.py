@@ -12,6 +12,7 @@ from dataclasses import replace
 import uvicorn
 from pymongo.errors import PyMongoError
 
+from app import systemd
 from app.clock import Clock
 from app.config import Settings, load_settings
 from app.database import leases, notifications
@@ -57,19 +58,17 @@ def serve(settings: Settings) -> None:
         _announce(settings)
         if mongo is not None:
             _end_with(mongo)
-        uvicorn.Server(make_server_config(settings)).run(sockets=[listener])
-
-
-def make_server_config(settings: Settings) -> uvicorn.Config:
-    """How the service is served: X-Forwarded-For and X-Forwarded-Proto count only when a trusted proxy sends them."""
-    return uvicorn.Config(
-        create_app(settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+        config = uvicorn.Config(
+            create_app(settings),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            callback_notify=systemd.tell_ready,
+            timeout_notify=systemd.TELL_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"app.auth", "app.ticker", "app.alerting", "app.market", "app.services", "app.duty"},
     {"app.database"},
     {"app.observations", "app.models", "app.spans"},
-    {"app.backoff", "app.clock", "app.config", "app.errors"},
+    {"app.backoff", "app.clock", "app.config", "app.errors", "app.systemd"},
 ]
 """From the top down: a module imports from its own layer and from those below it."""
 QUERIES = {
