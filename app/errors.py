@@ -2,6 +2,7 @@
 
 CryptoTickerError
 ├── SettingsError                a setting is missing or bad; the service does not start
+├── BackupError                  a backup can't be restored; nothing was changed
 ├── RequestError                 what a caller did or met; carries its HTTP status and headers
 │   ├── UnauthorizedError        401
 │   ├── ForbiddenError           403
@@ -33,6 +34,10 @@ class CryptoTickerError(Exception):
 
 class SettingsError(CryptoTickerError):
     """Names the setting, what is wrong with its value, and an example. Never holds a secret's value."""
+
+
+class BackupError(CryptoTickerError):
+    """Says what is wrong with the file or the database, and what to do."""
 
 
 class RequestError(CryptoTickerError):

