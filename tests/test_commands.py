@@ -85,6 +85,18 @@ def test_help_names_every_command() -> None:
         assert f"\n  {command} " in result.stdout
 
 
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_backup_needs_a_file(tmp_path: Path, command: str) -> None:
+    result = run(project(tmp_path / "copy"), "./run", command)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"usage: ./run {command} FILE")
+
+
+def test_a_file_to_restore_is_looked_for_where_the_command_was_given(tmp_path: Path) -> None:
+    result = run(tmp_path, str(project(tmp_path / "copy") / "run"), "restore", "a.backup")
+    assert (result.returncode, result.stderr) == (1, f"{tmp_path}/a.backup can't be read.\n")
+
+
 def test_an_unknown_command_is_a_usage_error() -> None:
     result = run(ROOT, "./run", "tset")
     assert (result.returncode, result.stdout) == (2, "")
