@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from pydantic import BaseModel
 from app.config import Settings, load_settings
 from app.database.client import INDEXES
 from app.main import create_app
-from sandbox.mailbox import Mailbox
-from tests.support import DOCKER_SETTINGS, SECRET, make_settings, running_service
+from sandbox.exchange import Exchange
+from tests.support import DOCKER_SETTINGS, SECRET, running_service
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -207,32 +208,39 @@ def test_the_architecture_names_every_module_and_every_index() -> None:
 
 
 def test_the_readme_names_every_command() -> None:
-    table = re.findall(r"^\| `\./run ?(\w*)`", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    table = re.findall(r"^\| `\./run ?(\w*)[` ]", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     usage = subprocess.run([ROOT / "run", "help"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"^  (\w+|\(none\))  ", usage, flags=re.MULTILINE)) - {"help"}
     assert {name or "(none)" for name in table} == known
 
 
-def test_the_walk_with_curl_works(mongo_url: str, database_name: str, mailbox: Mailbox) -> None:
-    """README's own commands, in bash, against a running service."""
+def test_the_walk_with_curl_works(settings: Settings, exchange: Exchange, tmp_path: Path) -> None:
+    """README's own commands, in bash, against the service and the sandbox."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1
-    settings = make_settings(
-        mongo_url=mongo_url, mongo_db=database_name, smtp_host=mailbox.host, smtp_port=mailbox.port
-    )
-    with running_service(settings) as url:
+    (tmp_path / ".env").write_text("JWT_SECRET=x\nCRYPTO_API_KEY=the-key-of-the-walk\n")
+    with running_service(replace(settings, bybit_url=exchange.url, crypto_api_key="the-key-of-the-walk")) as url:
         script, replaced = re.subn(r"^API=\S+", f"API={url}", blocks[0], flags=re.MULTILINE)
         assert replaced == 1
         walk = subprocess.run(
             ["bash", "-euo", "pipefail"],
             input=script,
+            cwd=tmp_path,
             env={"PATH": os.environ["PATH"], "NO_PROXY": "*"},
             capture_output=True,
             text=True,
             timeout=60,
         )
     assert (walk.returncode, walk.stderr) == (0, "")
-    [listed], end = json.JSONDecoder().raw_decode(walk.stdout)
-    deleted = json.loads(walk.stdout[end:])
+    [listed], deleted, candles = answers(walk.stdout)
     assert (listed["status"], listed["symbol"], listed["targetPrice"]) == ("created", "BTC", 150_000)
     assert (deleted["alert_id"], deleted["status"]) == (listed["alert_id"], "deleted")
+    assert {len(candle) for candle in candles} == {7}
+
+
+def answers(text: str) -> Iterator[Any]:
+    """The JSON documents that stand one after another in what curl printed."""
+    while text.strip():
+        answer, end = json.JSONDecoder().raw_decode(text)
+        yield answer
+        text = text[end:]
