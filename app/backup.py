@@ -1,5 +1,6 @@
 """`python -m app.backup save FILE` and `python -m app.backup restore FILE [--replace]`; `-` stands for a pipe.
 
+`--env ENV_FILE` names settings that don't stand in `.env`.
 What FILE holds is told in app/database/backups.py. Without MONGO_URL they work on the embedded MongoDB's files.
 """
 
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from pymongo.errors import PyMongoError
 
 from app.clock import Clock
-from app.config import Settings, load_settings
+from app.config import PROJECT_ROOT, Settings, load_settings
 from app.database import backups
 from app.database.client import SyncDB, connect
 from app.database.embedded import EmbeddedMongo, EmbeddedMongoError, EmbeddedMongoInUseError, running_url
@@ -29,7 +30,7 @@ def main() -> None:
     """Do what the command line says; where that can't be, say why in one line and exit with status 1."""
     options = _options()
     try:
-        settings = load_settings()
+        settings = load_settings(options.env)
         with reach_database(settings, may_be_running=options.command == "save") as database:
             if options.command == "save":
                 told = save(database, options.file)
@@ -81,7 +82,7 @@ def restore(database: SyncDB, file: str, *, replace: bool = False) -> str:
 def reach_database(settings: Settings, *, may_be_running: bool) -> Iterator[SyncDB]:
     """The database at MONGO_URL; without that the embedded one, also of a service that runs, if it may.
 
-    Raises EmbeddedMongoError and PyMongoError.
+    Raises BackupError, EmbeddedMongoError and PyMongoError.
     """
     with ExitStack() as stack:
         url = settings.mongo_url or _start_or_find(settings.data_dir / "mongo", stack, may_be_running)
@@ -90,6 +91,8 @@ def reach_database(settings: Settings, *, may_be_running: bool) -> Iterator[Sync
 
 
 def _start_or_find(data_dir: Path, stack: ExitStack, may_be_running: bool) -> str:
+    if may_be_running and not any(data_dir.glob("WiredTiger")):
+        raise BackupError(f"there is nothing to save: MONGO_URL is not set, and {data_dir} holds no database")
     try:
         mongo = stack.enter_context(EmbeddedMongo(data_dir, busy_seconds=0))
     except EmbeddedMongoInUseError:
@@ -120,6 +123,7 @@ def _options() -> argparse.Namespace:
     restoring = commands.add_parser("restore", help="bring a backup back, while the service is stopped")
     for command in (saving, restoring):
         command.add_argument("file", help="- for a pipe")
+        command.add_argument("--env", type=Path, default=PROJECT_ROOT / ".env", help="where the settings stand (.env)")
     restoring.add_argument("--replace", action="store_true", help="delete the accounts and alerts that are there")
     return parser.parse_args()
 

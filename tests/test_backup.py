@@ -231,3 +231,21 @@ def test_a_missing_file_and_a_missing_database_are_said_in_one_line(mongo_url: s
     assert away.returncode == 1
     assert away.stderr.startswith(b"cryptoticker: MongoDB ended this (ServerSelectionTimeoutError")
     assert away.stderr.count(b"\n") == 1
+
+
+def test_an_embedded_database_that_is_not_there_is_not_saved(tmp_path: Path) -> None:
+    """Else a MONGO_URL that was lost on the way would make a backup of nothing, and nobody would know."""
+    settings = make_settings(data_dir=tmp_path)
+    with pytest.raises(BackupError, match="MONGO_URL is not set"), backup.reach_database(settings, may_be_running=True):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_takes_its_settings_from_another_file(mongo_url: str, database: SyncDB, tmp_path: Path) -> None:
+    settings = tmp_path / "service.env"
+    settings.write_text(f"JWT_SECRET={'x' * 32}\nMONGO_URL='{mongo_url}&appName=a'\nMONGO_DB={database.name}\n")
+    fill(database)
+    program = [sys.executable, "-m", "app.backup", "save", "--env", str(settings), str(tmp_path / "a.backup")]
+    environment = {"PATH": os.environ["PATH"]}
+    saved = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert (saved.returncode, saved.stderr) == (0, b"Saved 7 documents.\n")
