@@ -152,10 +152,19 @@ def test_a_database_in_use_is_left_alone(database: SyncDB, other: SyncDB, file: 
     backup.restore(other, file)
 
 
+def damaged(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
 def without_its_end(content: bytes) -> bytes:
     """A whole archive of a stream that ends early."""
     documents = bson.decode_all(gzip.decompress(content))
     return gzip.compress(b"".join(bson.encode(document) for document in documents[:-1]))
+
+
+def without_a_document(content: bytes) -> bytes:
+    documents = bson.decode_all(gzip.decompress(content))
+    return gzip.compress(b"".join(bson.encode(document) for document in documents[:2] + documents[3:]))
 
 
 def of_the_future(content: bytes) -> bytes:
@@ -171,8 +180,9 @@ def of_the_future(content: bytes) -> bytes:
         (lambda _: gzip.compress(b"something else"), "is no backup"),
         (lambda _: gzip.compress(bson.encode({"format": "another"})), "is no backup"),
         (lambda content: content[: len(content) // 2], "cut short or damaged"),
-        (lambda content: content[:200] + b"\x00\xff" + content[202:], "cut short or damaged"),
+        *((lambda content, at=at: damaged(content, at), "cut short or damaged") for at in range(20, 220, 20)),
         (without_its_end, "cut short or damaged"),
+        (without_a_document, "cut short or damaged"),
         (of_the_future, "newer version"),
     ],
 )

@@ -8,6 +8,7 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby, islice
 from typing import BinaryIO, cast
@@ -26,6 +27,7 @@ LEFT_OUT = {"leases", "market"}
 """What copies of the service that are gone held, and market data that is fetched anew."""
 GZIP_LEVEL = 6
 BATCH = 1000
+CHUNK_BYTES = 1 << 20
 RAW = CodecOptions(document_class=RawBSONDocument)
 
 
@@ -62,6 +64,7 @@ def check(stream: BinaryIO) -> Counter[str]:
     Raises BackupError if it is not a backup, of a newer version, damaged or cut short.
     """
     counts: Counter[str] = Counter()
+    _verify_checksum(stream)
     entries = _read(stream)
     head = next(entries, None)
     if head is None or head.get("format") != FORMAT:
@@ -104,10 +107,23 @@ def clear(database: SyncDB) -> None:
         database.drop_collection(name)
 
 
+def _verify_checksum(stream: BinaryIO) -> None:
+    """Apart from reading, so that nobody has to make sense of what is damaged. Rewinds the stream."""
+    with _refusing_damage(), gzip.open(stream) as plain:
+        while plain.read(CHUNK_BYTES):
+            pass
+    stream.seek(0)
+
+
 def _read(stream: BinaryIO) -> Iterator[RawBSONDocument]:
+    with _refusing_damage(), gzip.open(stream) as plain:
+        yield from bson.decode_file_iter(cast(BinaryIO, plain), RAW)
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
     try:
-        with gzip.open(stream) as plain:
-            yield from bson.decode_file_iter(cast(BinaryIO, plain), RAW)
+        yield
     except (InvalidBSON, EOFError, OSError, zlib.error) as error:  # all but the first come of gzip
         raise BackupError("this file is no backup of CryptoTicker, or was cut short or damaged") from error
 
