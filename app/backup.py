@@ -18,7 +18,7 @@ from pymongo.errors import PyMongoError
 
 from app.clock import Clock
 from app.config import PROJECT_ROOT, Settings, load_settings
-from app.database import backups
+from app.database import backups, notifications
 from app.database.client import SyncDB, connect
 from app.database.embedded import EmbeddedMongo, EmbeddedMongoError, EmbeddedMongoInUseError, running_url
 from app.errors import BackupError, SettingsError
@@ -75,6 +75,7 @@ def restore(database: SyncDB, file: str, *, replace: bool = False) -> str:
         backups.clear(database)
         stream.seek(0)
         backups.load(database, stream)
+        notifications.release_all(database, now=Clock().now())  # whoever was sending when it was saved
     return f"Restored {counts.total()} documents: {counts['users']} accounts, {counts['alerts']} alerts."
 
 
