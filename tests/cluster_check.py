@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -92,9 +93,13 @@ def disturb(service: str, fire: Callable[[float], None], mailbox: Mailbox, calle
     fire(0.5)
     subprocess.run(["docker", "kill", container(service)], check=True, stdout=subprocess.DEVNULL)
     fire(0.95)
+    killed_at = time.monotonic()
     mails = wait_until(lambda: len(mailbox.mails) - before >= ALERTS // 3 and mailbox.mails, RECOVERY_SECONDS)
+    late = time.monotonic() - killed_at
     compose("start", service)
-    print(f"killed {service}: {len(mails) - before} mails arrived all the same", flush=True)
+    print(
+        f"killed {service}: {len(mails) - before} mails arrived all the same, the last after {late:.0f} s", flush=True
+    )
     wait_until(lambda: is_healthy(service) and health(caller)["database"] == "ok", RECOVERY_SECONDS)
 
 
