@@ -92,3 +92,21 @@ def test_polls_wait_half_a_minute_at_most(
     watch.poll()
     fired = stored(database, alert)
     assert (fired["triggered_at"], fired["triggered_price"]) == (polled_at, 105_000.0)
+
+
+def test_an_outage_of_a_minute_is_one_too(
+    watch: Watch, exchange: Exchange, clock: ManualClock, database: SyncDB
+) -> None:
+    """The candle that touched the target closed while nobody looked."""
+    clock.advance(60)
+    alert = watch.arm(104_000)
+    watch.run(minutes=2)
+    clock.advance(20)
+    exchange.market.set_price(1, 106_000.0)
+    clock.advance(75)
+    exchange.market.set_price(1, 105_000.0)
+    watch.restart()
+    watch.poll()
+    assert stored(database, alert)["status"] == "created"
+    watch.follow_candles()
+    assert stored(database, alert)["triggered_price"] == 106_000.0

@@ -13,9 +13,10 @@ from app.clock import Clock
 from app.database import coverage
 from app.database.client import SyncDB
 from app.errors import UpstreamError
+from app.spans import SETTLING, floor_to_minute
 
-BEHIND_FROM = timedelta(minutes=2)
-"""How far a watermark is behind when something was out; on a good day it is up to 65 s behind."""
+USUALLY_DONE = SETTLING + timedelta(seconds=15)
+"""How long after a minute's end its candles have been evaluated, unless something was out."""
 LONGEST_WAIT_SECONDS = 30.0
 """For one coin's candles; they usually take less than a second."""
 
@@ -45,7 +46,7 @@ class CandlesFirst:
     def waiting(self) -> set[int]:
         """Return the ids of the coins whose hole is about to be filled. Raises PyMongoError."""
         now = self._clock.monotonic()
-        behind = coverage.behind(self._database, before=self._clock.now() - BEHIND_FROM)
+        behind = coverage.behind(self._database, before=floor_to_minute(self._clock.now() - USUALLY_DONE))
         self._behind_since = {coin_id: self._behind_since.get(coin_id, now) for coin_id in behind}
         if now - self._bybit_failed_at < FAILURE_COUNTS_SECONDS:
             return set()
