@@ -53,6 +53,10 @@ BAD_VALUES = [
     ("MAX_ALERTS_PER_USER", "0", "outside 1 to 10000000"),
     ("HOST", "local\x07host", "holds a control character"),
     ("PORT", "http", "is 'http', which is not a number"),
+    ("METRICS_HOST", "local\x07host", "holds a control character"),
+    ("METRICS_PORT", "0", "outside 1 to 65535"),
+    ("LOG_FORMAT", "JSON", "is 'JSON', not one of text, json"),
+    ("ACCESS_LOG", "perhaps", "neither yes nor no"),
     ("PORT", "0", "outside 1 to 65535"),
 ]
 

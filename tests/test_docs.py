@@ -27,6 +27,8 @@ ENV_EXAMPLE = dict(
 )
 WITHOUT_DATABASE = {"/"}
 """Routes that answer without MongoDB, so that they have no 503."""
+STATES = {"GET /health": "Health", "GET /health/live": "Liveness", "GET /health/ready": "Readiness"}
+"""Routes that answer with the same shape whether all is well or not."""
 
 
 class DocumentedSetting(NamedTuple):
@@ -119,8 +121,8 @@ def test_every_route_documents_its_errors(route: str, about: dict[str, Any]) -> 
     errors = {code: answer for code, answer in about["responses"].items() if code >= "400"}
     assert expected - set(errors) == set()
     shapes = {code: answer["content"]["application/json"]["schema"]["$ref"] for code, answer in errors.items()}
-    if route == "GET /health":
-        assert shapes == {"503": "#/components/schemas/Health"}
+    if route in STATES:
+        assert shapes == {"503": f"#/components/schemas/{STATES[route]}"}
     else:
         assert set(shapes.values()) <= {"#/components/schemas/ErrorBody"}
 
