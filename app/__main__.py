@@ -16,10 +16,10 @@ from pymongo.errors import PyMongoError
 from app import logs
 from app.clock import Clock
 from app.config import Settings, load_settings
-from app.database import leases, notifications
+from app.database import leases, migrations, notifications
 from app.database.client import connect
 from app.database.embedded import EmbeddedMongo, EmbeddedMongoError
-from app.errors import SettingsError
+from app.errors import NewerDatabaseError, SettingsError
 from app.exposition import serving_metrics
 from app.main import create_app
 from app.metrics import Metrics
@@ -46,7 +46,7 @@ def main() -> None:
         serve(settings)
     except KeyboardInterrupt:
         return
-    except (SettingsError, EmbeddedMongoError, StartError) as error:
+    except (SettingsError, EmbeddedMongoError, NewerDatabaseError, StartError) as error:
         sys.exit(f"cryptoticker: {error}")
 
 
@@ -129,6 +129,7 @@ def _check_database(settings: Settings, *, is_ours_alone: bool) -> None:
     try:
         with connect(settings.mongo_url) as client:
             client.admin.command("ping")
+            migrations.check_version(client[settings.mongo_db])
             if is_ours_alone:  # a copy that was killed must not keep this one waiting for its leases
                 leases.clear(client[settings.mongo_db])
                 notifications.release_all(client[settings.mongo_db], now=Clock().now())

@@ -14,6 +14,7 @@ CryptoTickerError
 │   ├── UpstreamTimeoutError     ... in time
 │   ├── UpstreamBlockedError     ... and never will to this address
 │   └── UnknownPairError         ... since it knows no such pair
+├── NewerDatabaseError           the database belongs to a newer version; the service does not start
 └── MailError                    a mail was not accepted
     ├── MailServerError          nobody's fault but the server's: all mails wait
     ├── MailInterruptedError     the server broke off in the middle of this mail: the others go on
@@ -33,6 +34,10 @@ class CryptoTickerError(Exception):
 
 class SettingsError(CryptoTickerError):
     """Names the setting, what is wrong with its value, and an example. Never holds a secret's value."""
+
+
+class NewerDatabaseError(CryptoTickerError):
+    """A newer version of the service has changed the database in ways that this one knows nothing of."""
 
 
 class RequestError(CryptoTickerError):

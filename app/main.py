@@ -15,7 +15,7 @@ from app.alerting.mailer import connect_mailer
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
-from app.database import client, coins
+from app.database import client, coins, migrations
 from app.exposition import sharing_figures
 from app.job_scheduler import CandleThread, SchedulerThread, SenderThread
 from app.market.market_data import make_meters, open_market
@@ -85,7 +85,7 @@ async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
     coinmarketcap = connect_coinmarketcap(settings, clock, meters.coinmarketcap)
     passwords = PasswordHasher(settings.bcrypt_rounds)
     sync_database = sync_client[settings.mongo_db]
-    await asyncio.to_thread(_prepare, sync_database)
+    await asyncio.to_thread(_prepare, sync_database, clock)
     mailer = connect_mailer(settings)
     delivery = Delivery(
         database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock, metrics=metrics
@@ -151,6 +151,6 @@ async def _following_candles(catch_up: CatchUp, on_fired: Callable[[], None]) ->
         await asyncio.to_thread(thread.stop)
 
 
-def _prepare(database: client.SyncDB) -> None:
-    client.create_indexes(database)
+def _prepare(database: client.SyncDB, clock: Clock) -> None:
+    migrations.migrate(database, clock)
     coins.ensure_always_known(database)
