@@ -33,7 +33,7 @@ LOOK_AGAIN_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One change of the documents. `run` may be cut short anywhere and is then begun again: twice does what once does."""
+    """One change of the documents. `run` may be cut short anywhere, and is then begun again."""
 
     number: int
     name: str
