@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from contextlib import contextmanager
 from threading import Lock, Thread
-from time import monotonic
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import make_wsgi_app
@@ -42,9 +41,9 @@ class SharedFigures(Collector):
         self._scheduler = scheduler
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(1, "metrics")
-        self._reading: Future[Figures | None] | None = None
-        self._known: Figures | None = None
-        self._due = 0.0
+        self._reading: Future[Figures | None] = Future()
+        self._reading.set_result(None)
+        self._due = clock.monotonic()
 
     def close(self) -> None:
         """Wait for nothing that is under way."""
@@ -77,27 +76,24 @@ class SharedFigures(Collector):
     def _latest(self) -> Figures | None:
         """The figures as they were some seconds ago; None while MongoDB is away."""
         with self._lock:
-            if self._reading is None and monotonic() >= self._due:
+            if self._reading.done() and self._clock.monotonic() >= self._due:
                 self._reading = self._pool.submit(self._read_once)
             reading = self._reading
-        if reading is None:
-            return self._known
         try:
             return reading.result(PATIENCE_SECONDS)
         except LateError:
             return None
 
     def _read_once(self) -> Figures | None:
-        started = monotonic()
-        rest = SHORTEST_REST_SECONDS
+        started = self._clock.monotonic()
+        self._due = started + SHORTEST_REST_SECONDS
         try:
-            self._known = self._read()
-            rest = min(max(rest, (monotonic() - started) / COST_SHARE), LONGEST_REST_SECONDS)
+            figures = self._read()
         except PyMongoError:
-            self._known = None
-        self._due = monotonic() + rest
-        self._reading = None
-        return self._known
+            return None
+        now = self._clock.monotonic()
+        self._due = now + min(max(SHORTEST_REST_SECONDS, (now - started) / COST_SHARE), LONGEST_REST_SECONDS)
+        return figures
 
 
 @contextmanager

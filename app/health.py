@@ -1,17 +1,19 @@
 """What works and what doesn't."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
+from app.config import Settings
 from app.database import feeds, notifications
 from app.database.client import Document, ping
 from app.market.bybit import SOURCE as BYBIT
 from app.market.coinmarketcap import SOURCE
-from app.services import Services
+from app.services import Beating, Running, Services
 
 POLLS_UNTIL_DEAD = 3
 POLLS_UNTIL_LATE = 3
@@ -78,10 +80,10 @@ class Health(BaseModel):
     upstreams: dict[str, Upstream] = Field(description="`bybit` and `coinmarketcap`; empty while the database is down")
 
 
-def check_liveness(services: Services) -> Liveness:
+def check_liveness(settings: Settings, scheduler: Beating, threads: Sequence[Running]) -> Liveness:
     """Look at the threads: each must run, and the scheduler's must go round. Asks nobody."""
-    works = {thread.name: thread.is_alive() for thread in services.threads}
-    works[services.scheduler.name] = _is_polling(services)
+    works = {thread.name: thread.is_alive() for thread in threads}
+    works[scheduler.name] = _is_polling(settings, scheduler)
     return Liveness(
         status="ok" if all(works.values()) else "down",
         threads={name: "ok" if working else "down" for name, working in works.items()},
@@ -109,7 +111,7 @@ async def check_health(services: Services) -> Health:
         mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None, error=None)
         upstreams = {}
         database = "down"
-    alive = _is_polling(services)
+    alive = _is_polling(services.settings, services.scheduler)
     return Health(
         status=_overall(services, database == "ok" and alive, prices, mail),
         database=database,
@@ -132,9 +134,9 @@ def _overall(
     return "degraded" if old_price or old_mail else "ok"
 
 
-def _is_polling(services: Services) -> bool:
-    patience = max(LONGEST_JOB_SECONDS, POLLS_UNTIL_DEAD * services.settings.poll_seconds)
-    return services.scheduler.is_alive() and services.scheduler.heartbeat_age < patience
+def _is_polling(settings: Settings, scheduler: Beating) -> bool:
+    patience = max(LONGEST_JOB_SECONDS, POLLS_UNTIL_DEAD * settings.poll_seconds)
+    return scheduler.is_alive() and scheduler.heartbeat_age < patience
 
 
 async def _prices(services: Services) -> PriceFeed:

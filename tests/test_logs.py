@@ -1,4 +1,4 @@
-"""The log: one line an event, in both forms, nobody's address and no secret in it, each request's lines under its id."""
+"""The log: one line an event in both forms, no address and no secret in it, a request's lines under its id."""
 
 import json
 import logging
@@ -14,14 +14,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from fastapi import FastAPI
 
 from app.config import Settings
 from app.logs import JsonLines, TextLines, set_up, without_addresses
-from app.main import install_middleware
-from app.metrics import Metrics
+from app.main import create_app
 from app.routers.bookkeeping import WELL_FORMED
-from app.routers.error_handlers import install_error_handlers
 from sandbox.exchange import Exchange
 from sandbox.mailbox import Mailbox
 from tests.support import PASSWORD, SECRET, Caller, make_settings, running_service, serving, wait_until
@@ -162,24 +159,18 @@ def test_the_market_snapshots_fast_path_gives_ids_too(settings: Settings, exchan
         assert len(made) == 3
 
 
-def broken_app() -> FastAPI:
-    """An application with a route that fails, and the service's own middleware."""
-    app = FastAPI()
-    install_middleware(app, Metrics())
-    install_error_handlers(app)
+def test_an_error_nobody_expected_is_one_event_under_the_id_that_the_caller_gets(
+    mongo_url: str, database_name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The answer has the one shape of all errors, and says nothing of the error itself."""
 
-    @app.get("/broken")
     async def broken() -> None:
         raise RuntimeError("alice@example.com\nhas broken it")
 
-    return app
-
-
-def test_an_error_nobody_expected_is_one_event_under_the_id_that_the_caller_gets(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """The answer has the one shape of all errors, and says nothing of the error itself."""
-    with logging_to_stdout(make_settings(log_format="json")), serving(broken_app()) as url:
+    settings = make_settings(mongo_url=mongo_url, mongo_db=database_name, log_format="json")
+    app = create_app(settings)
+    app.add_api_route("/broken", broken)
+    with logging_to_stdout(settings), serving(app) as url:
         answer = requests.get(f"{url}/broken", timeout=30)
         assert answer.status_code == 500
         assert answer.json()["detail"].endswith(f"under the request id {answer.headers['X-Request-ID']}.")

@@ -33,7 +33,7 @@ async def health(services: Svc, response: Response) -> Health:
 )
 async def live(services: Svc, response: Response) -> Liveness:
     """Whether this process works: 503 when restarting it would help. Neither the database nor anybody else is asked."""
-    state = check_liveness(services)
+    state = check_liveness(services.settings, services.scheduler, services.threads)
     response.status_code = 200 if state.status == "ok" else 503
     return state
 
