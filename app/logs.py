@@ -19,7 +19,7 @@ ACCESS_LOGGER = "app.access"
 TIME = "%Y-%m-%dT%H:%M:%S"
 MILLISECONDS = "%s.%03dZ"
 PART = r"[^\s\"'`<>()\[\]{},;:=|\\/@]"
-ADDRESS = re.compile(rf"{PART}{{1,64}}@{PART}{{1,255}}\.{PART}{{1,63}}")
+ADDRESS = re.compile(rf"<?{PART}{{1,64}}@{PART}{{1,255}}\.{PART}{{1,63}}>?")
 """Wider than RFC 5321: whatever may be somebody's address is not for the log. Bounded, so that it stays linear."""
 
 

@@ -120,7 +120,7 @@ def test_the_log_holds_lines_and_nobodys_data(start: Start, exchange: Exchange, 
     secrets = use_everything(program, exchange, mailbox)
     text = "\n".join(program.lines)
     assert [secret for secret in secrets if secret in text] == []
-    assert "<<address>>: is not who she was" in text
+    assert "<address>: is not who she was" in text
     assert [line for line in program.lines if not LINE.fullmatch(line)] == []
     assert re.search(r" INFO app\.access \[[\w.-]+\]: GET /alerts/fetch: 403 in [\d.]+ ms", text)
     assert re.search(r" INFO app\.access \[[\w.-]+\]: GET \(unmatched\): 404 in [\d.]+ ms", text)
