@@ -70,6 +70,8 @@ class SharedFigures(Collector):
         yield _gauge(
             "mail_queue_oldest_age_seconds", "Since the alert of the longest-waiting mail fired; 0 if none", mail_age
         )
+        if known.poll_seconds is not None:
+            yield _gauge("poll_interval_seconds", "POLL_SECONDS, or what the key's plan carries", known.poll_seconds)
         if known.credits_left is not None:
             yield _gauge("upstream_credits_left", "Of the CoinMarketCap key, this month", known.credits_left)
 

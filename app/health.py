@@ -11,6 +11,7 @@ from pymongo.errors import PyMongoError
 from app.config import Settings
 from app.database import feeds, notifications
 from app.database.client import Document, ping
+from app.logs import without_addresses
 from app.market.bybit import SOURCE as BYBIT
 from app.market.coinmarketcap import SOURCE
 from app.services import Beating, Running, Services
@@ -173,7 +174,7 @@ async def _mail(services: Services) -> MailQueue:
         transport=_transport(services),
         queue_length=queue.length,
         oldest_age_seconds=_age(services, queue.oldest_fired_at),
-        error=queue.error,
+        error=queue.error and without_addresses(queue.error),
     )
 
 

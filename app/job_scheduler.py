@@ -104,7 +104,7 @@ class SchedulerThread(StoppableThread):
         try:
             job(self._ticker, self._on_fired)
         except PyMongoError as error:
-            logger.error("MongoDB is away (%s): prices wait to be evaluated", type(error).__name__)
+            logger.error("MongoDB is away (%s): prices wait", type(error).__name__)
         except Exception:
             logger.exception("the job failed; the next one comes as planned")
 

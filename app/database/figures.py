@@ -15,9 +15,10 @@ class Figures:
 
     armed: int
     queued: int
-    oldest_fired_at: datetime | None
-    last_good_at: datetime | None
-    credits_left: int | None
+    oldest_fired_at: datetime | None = None
+    last_good_at: datetime | None = None
+    poll_seconds: float | None = None
+    credits_left: int | None = None
 
 
 def read_figures(database: SyncDB, *, source: str) -> Figures:
@@ -28,11 +29,12 @@ def read_figures(database: SyncDB, *, source: str) -> Figures:
     armed = database.alerts.count_documents(LIVE, hint="armed")
     whole = {"_id": None, "length": {"$sum": 1}, "oldest": {"$min": "$fired_at"}}
     queue = next(database.alerts.aggregate([{"$match": EVER}, {"$group": whole}], hint="outbox"), None)
-    feed = database.feeds.find_one({"_id": source}, {"last_good_at": 1, "credits_left": 1}) or {}
+    feed = database.feeds.find_one({"_id": source}, {"last_good_at": 1, "poll_seconds": 1, "credits_left": 1}) or {}
     return Figures(
         armed=armed,
         queued=queue["length"] if queue else 0,
         oldest_fired_at=queue["oldest"] if queue else None,
         last_good_at=feed.get("last_good_at"),
+        poll_seconds=feed.get("poll_seconds"),
         credits_left=feed.get("credits_left"),
     )
