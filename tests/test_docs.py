@@ -21,7 +21,10 @@ from tests.support import SECRET, make_settings, running_service
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
+    *(page for folder in ("bench", "deploy", "docs", "tests") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 ENV_EXAMPLE = dict(
     re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), flags=re.MULTILINE)
 )
