@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -14,10 +15,12 @@ from app.exposition import serving_metrics
 from app.health import check_liveness
 from app.main import create_app
 from app.metrics import Metrics
-from tests.support import make_settings, serving, wait_until
+from sandbox.exchange import Exchange
+from sandbox.mailbox import Mailbox
+from tests.support import Caller, make_settings, serving, wait_until
 
 
-def state(url: str) -> tuple[int, dict[str, object]]:
+def state(url: str) -> tuple[int, dict[str, Any]]:
     answer = requests.get(url, timeout=30)
     return answer.status_code, answer.json()
 
@@ -54,6 +57,18 @@ def test_while_mongodb_hangs_the_process_is_alive_but_not_ready(tmp_path: Path) 
                 assert "\ncryptoticker_database_up 0.0\n" in told
                 assert "\ncryptoticker_http_request_seconds_count{" in told
             wait_until(lambda: state(f"{url}/health/ready")[0] == 200)
+
+
+def test_health_is_open_to_all_and_names_nobody(
+    service: str, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
+) -> None:
+    """Mail servers repeat in their refusals whom they refuse; the alert's owner may read it, everybody else not."""
+    user = caller(service).sign_up("alice@example.com")
+    mailbox.refuse("alice@example.com", "451 4.7.1 <alice@example.com>: later")
+    alert = user.create(150_000)
+    exchange.market.set_price(1, 160_000.0)
+    wait_until(lambda: state(f"{service}/health")[1]["mail"]["error"] == "451 4.7.1 <address>: later")
+    assert user.alert(alert["alert_id"])["notification"]["error"] == "451 4.7.1 <alice@example.com>: later"
 
 
 class StandIn:
