@@ -1,7 +1,9 @@
 """`/metrics` for Prometheus, on a port of its own: what this copy has counted, and what all copies share."""
 
+import logging
 import math
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
@@ -21,6 +23,8 @@ from app.database.figures import Figures, read_figures
 from app.market.coinmarketcap import SOURCE
 from app.metrics import PREFIX, Metrics
 from app.services import Beating
+
+logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 3.0
 """How long a scrape waits for MongoDB. Prometheus gives a scrape ten, and this copy's own figures must not be lost."""
@@ -116,7 +120,7 @@ def serving_metrics(metrics: Metrics, *, host: str, port: int) -> Iterator[int]:
 
     Raises OSError if the address can't be had.
     """
-    server_class = _ServerV6 if ":" in host else ThreadingWSGIServer
+    server_class = _ServerV6 if ":" in host else _Server
     with make_server(host, port, make_wsgi_app(metrics.registry), server_class, _Handler) as server:
         Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         try:
@@ -125,7 +129,13 @@ def serving_metrics(metrics: Metrics, *, host: str, port: int) -> Iterator[int]:
             server.shutdown()
 
 
-class _ServerV6(ThreadingWSGIServer):
+class _Server(ThreadingWSGIServer):
+    def handle_error(self, _request: object, client_address: object) -> None:
+        """One line, where the library would print a traceback: a scraper may hang up or fall silent."""
+        logger.warning("a scrape of metrics from %s failed: %s", client_address, repr(sys.exception()))
+
+
+class _ServerV6(_Server):
     address_family = socket.AF_INET6
 
 

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import socket
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from app.config import Settings
 from app.database import alerts
 from app.database.client import SyncDB
 from app.database.figures import Figures, read_figures
-from app.exposition import SHORTEST_REST_SECONDS, SharedFigures, serving_metrics
+from app.exposition import LONGEST_REST_SECONDS, SHORTEST_REST_SECONDS, SharedFigures, serving_metrics
 from app.main import create_app
 from app.market.coinmarketcap import SOURCE
 from app.metrics import Metrics
@@ -206,6 +208,16 @@ def test_a_taken_metrics_port_is_named(settings: Settings) -> None:
             serve(replace(settings, port=free, metrics_port=port))
 
 
+def test_a_scraper_that_hangs_up_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with serving_metrics(Metrics(), host="127.0.0.1", port=0) as port:
+        with socket.create_connection(("127.0.0.1", port)) as scraper:
+            scraper.sendall(b"GET /metr")
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+        wait_until(lambda: "a scrape of metrics from ('127.0.0.1'" in caplog.text)
+        assert scrape(f"http://127.0.0.1:{port}/metrics").samples
+    assert "Traceback" not in caplog.text
+
+
 def test_the_figures_of_mails_and_alerts_are_read_off_indexes(database: SyncDB, clock: ManualClock) -> None:
     """However many alerts there are, no document is looked at."""
     live = [armed_alert(clock, target) for target in range(1, 101)]
@@ -263,6 +275,30 @@ def test_many_scrapes_at_once_are_one_reading_and_an_outage_is_looked_at_again_s
     clock.advance(SHORTEST_REST_SECONDS)
     assert values(shared)["cryptoticker_alerts_armed"] == 8
     assert values(shared)["cryptoticker_scheduler_heartbeat_age_seconds"] == 0.5
+    shared.close()
+
+
+def test_a_reading_that_hangs_is_not_begun_again_by_each_scrape(clock: ManualClock) -> None:
+    readings: list[float] = []
+    begun, hold = threading.Event(), threading.Event()
+
+    def read() -> Figures:
+        readings.append(clock.monotonic())
+        begun.set()
+        hold.wait(20)
+        return Figures(7, 0)
+
+    shared = SharedFigures(read, clock=clock, scheduler=Beat())
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(values, shared)
+        begun.wait(20)
+        clock.advance(LONGEST_REST_SECONDS)
+        second = pool.submit(values, shared)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        hold.set()
+        assert first.result(20) == second.result(20)
+    assert len(readings) == 1
     shared.close()
 
 
