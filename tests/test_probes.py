@@ -19,7 +19,6 @@ from sandbox.exchange import Exchange
 from sandbox.mailbox import Mailbox
 from tests.support import Caller, make_settings, serving, wait_until
 
-
 PROBE_SECONDS = 5.0
 """What Docker's health check and most others wait for an answer."""
 
