@@ -18,6 +18,7 @@ from app.health import Health
 from app.main import create_app
 from app.metrics import PREFIX, Metrics
 from app.models import Alert, Coverage, Notification, Token
+from tests.metrics.support import Beat
 from tests.support import ManualClock
 
 ROOT = Path(__file__).parent.parent
@@ -96,14 +97,6 @@ def test_every_field_of_health_is_explained() -> None:
     table = OPERATIONS.partition("\n## Health\n")[2].partition("\n## ")[0]
     explained = re.findall(r"^\| `([a-z_.]+)` \|", table, flags=re.MULTILINE)
     assert explained == list(health_fields())
-
-
-class Beat:
-    name = "scheduler"
-    heartbeat_age = 0.0
-
-    def is_alive(self) -> bool:
-        return True
 
 
 def families(clock: Clock) -> list[Metric]:
