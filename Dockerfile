@@ -21,6 +21,6 @@ EXPOSE 8000
 
 # ProxyHandler({}): a proxy in the environment is for the world, not for the service's own address.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
-  "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
+  "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health/ready', timeout=4)"]
 
 CMD ["python", "-m", "app"]

@@ -6,20 +6,23 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import uvicorn
 from pymongo.errors import PyMongoError
 
-from app import systemd
+from app import logs, systemd
 from app.clock import Clock
 from app.config import Settings, load_settings
-from app.database import leases, notifications
+from app.database import leases, migrations, notifications
 from app.database.client import connect
 from app.database.embedded import EmbeddedMongo, EmbeddedMongoError
-from app.errors import SettingsError
+from app.errors import NewerDatabaseError, SettingsError
+from app.exposition import serving_metrics
 from app.main import create_app
+from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +38,15 @@ class StartError(Exception):
 
 def main() -> None:
     """Serve; where that can't be, say why in one line and exit with status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # uvicorn re-raises the signal that ended it: as an exception, the ways out below and in serve() are still taken.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(load_settings())
+        settings = load_settings()
+        logs.set_up(settings)
+        serve(settings)
     except KeyboardInterrupt:
         return
-    except (SettingsError, EmbeddedMongoError, StartError) as error:
+    except (SettingsError, EmbeddedMongoError, NewerDatabaseError, StartError) as error:
         sys.exit(f"cryptoticker: {error}")
 
 
@@ -55,11 +59,13 @@ def serve(settings: Settings) -> None:
             mongo = stack.enter_context(EmbeddedMongo(settings.data_dir / "mongo"))
             settings = replace(settings, mongo_url=mongo.url)
         _check_database(settings, is_ours_alone=mongo is not None)
+        metrics = Metrics()
+        stack.enter_context(_metrics_port(settings, metrics))
         _announce(settings)
         if mongo is not None:
             _end_with(mongo)
         config = uvicorn.Config(
-            create_app(settings),
+            create_app(settings, metrics=metrics),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -81,6 +87,24 @@ def _listen(settings: Settings) -> socket.socket:
             f"can't listen on {settings.host}:{settings.port} ({error.strerror}). "
             "Stop what uses that port, or set HOST and PORT to another address."
         ) from error
+
+
+@contextmanager
+def _metrics_port(settings: Settings, metrics: Metrics) -> Iterator[None]:
+    """Serve metrics, if there is a METRICS_PORT."""
+    if settings.metrics_port is None:
+        yield
+        return
+    host, port = settings.metrics_host, settings.metrics_port
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serving_metrics(metrics, host=host, port=port))
+        except OSError as error:
+            raise StartError(
+                f"can't serve metrics on {host}:{port} ({error.strerror}). Stop what uses that port, "
+                "or set METRICS_HOST and METRICS_PORT to another address, or METRICS_PORT to nothing."
+            ) from error
+        yield
 
 
 def _end_with(mongo: EmbeddedMongo) -> None:
@@ -108,6 +132,7 @@ def _check_database(settings: Settings, *, is_ours_alone: bool) -> None:
     try:
         with connect(settings.mongo_url) as client:
             client.admin.command("ping")
+            migrations.check_version(client[settings.mongo_db])
             if is_ours_alone:  # a copy that was killed must not keep this one waiting for its leases
                 leases.clear(client[settings.mongo_db])
                 notifications.release_all(client[settings.mongo_db], now=Clock().now())

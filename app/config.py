@@ -25,6 +25,7 @@ MINIMUM_SECRET_BYTES = 32
 
 T = TypeVar("T")
 SmtpSecurity = Literal["starttls", "tls", "none"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class Settings:
     host: str = "0.0.0.0"
     port: int = 8000
     trusted_proxies: tuple[str, ...] = ("127.0.0.1",)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    log_format: LogFormat = "text"
+    access_log: bool = False
     data_dir: Path = DATA_DIR
 
     @property
@@ -93,6 +98,10 @@ def load_settings(env_file: Path = PROJECT_ROOT / ".env") -> Settings:
         host=source.read("HOST", "0.0.0.0", _text, "127.0.0.1"),
         port=source.read("PORT", 8000, _integer(1, 65_535), "8000"),
         trusted_proxies=source.read("TRUSTED_PROXIES", "127.0.0.1", _proxies, "127.0.0.1,10.0.0.0/8"),
+        metrics_host=source.read("METRICS_HOST", "127.0.0.1", _text, "0.0.0.0"),
+        metrics_port=source.read("METRICS_PORT", "", _optional(_integer(1, 65_535)), "9464"),
+        log_format=source.read("LOG_FORMAT", "text", _log_format, "json"),
+        access_log=source.read("ACCESS_LOG", "no", _yes_or_no, "yes"),
     )
 
 
@@ -172,6 +181,17 @@ def _integer(lowest: int, highest: int) -> Callable[[str], int]:
     return parse
 
 
+def _optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    return lambda text: parse(text) if text else None
+
+
+def _yes_or_no(text: str) -> bool:
+    known = {"yes": True, "true": True, "no": False, "false": False}
+    if text.lower() not in known:
+        raise ValueError(f"is {text!r}, neither yes nor no")
+    return known[text.lower()]
+
+
 def _url(text: str) -> str:
     """An http(s) base URL, returned without a trailing slash."""
     try:
@@ -232,6 +252,12 @@ def _smtp_security(text: str) -> SmtpSecurity:
     if text not in get_args(SmtpSecurity):
         raise ValueError(f"is {text!r}, not one of {', '.join(get_args(SmtpSecurity))}")
     return cast(SmtpSecurity, text)
+
+
+def _log_format(text: str) -> LogFormat:
+    if text not in get_args(LogFormat):
+        raise ValueError(f"is {text!r}, not one of {', '.join(get_args(LogFormat))}")
+    return cast(LogFormat, text)
 
 
 def _mail_address(text: str) -> str:

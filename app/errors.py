@@ -15,6 +15,7 @@ CryptoTickerError
 │   ├── UpstreamTimeoutError     ... in time
 │   ├── UpstreamBlockedError     ... and never will to this address
 │   └── UnknownPairError         ... since it knows no such pair
+├── NewerDatabaseError           the database belongs to a newer version; the service does not start
 └── MailError                    a mail was not accepted
     ├── MailServerError          nobody's fault but the server's: all mails wait
     ├── MailInterruptedError     the server broke off in the middle of this mail: the others go on
@@ -38,6 +39,10 @@ class SettingsError(CryptoTickerError):
 
 class BackupError(CryptoTickerError):
     """Says what is wrong with the file or the database, and what to do."""
+
+
+class NewerDatabaseError(CryptoTickerError):
+    """A newer version of the service has changed the database in ways that this one knows nothing of."""
 
 
 class RequestError(CryptoTickerError):

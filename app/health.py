@@ -1,21 +1,27 @@
 """What works and what doesn't."""
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
+from app.config import Settings
 from app.database import feeds, notifications
-from app.database.client import Document
+from app.database.client import Document, ping
+from app.logs import without_addresses
 from app.market.bybit import SOURCE as BYBIT
 from app.market.coinmarketcap import SOURCE
-from app.services import Services
+from app.services import Beating, Running, Services
 
 POLLS_UNTIL_DEAD = 3
 POLLS_UNTIL_LATE = 3
 LONGEST_JOB_SECONDS = 120.0
 """A job may take this long (MongoDB away, CoinMarketCap hanging) before its thread counts as dead."""
+READY_SECONDS = 2.0
+"""How long /health/ready waits for MongoDB: those who probe it usually wait five seconds in all."""
 
 
 class PriceFeed(BaseModel):
@@ -49,6 +55,20 @@ class MailQueue(BaseModel):
     error: str | None = Field(description="What keeps one of them waiting")
 
 
+class Liveness(BaseModel):
+    """Whether the process works, whatever the database and everybody else does."""
+
+    status: Literal["ok", "down"]
+    threads: dict[str, Literal["ok", "down"]] = Field(description="Every background thread by its name")
+
+
+class Readiness(BaseModel):
+    """Whether requests can be served now."""
+
+    status: Literal["ok", "down"]
+    database: Literal["ok", "down"]
+
+
 class Health(BaseModel):
     """`ok`; `degraded`: requests are served, yet prices or mails are late; `down`: requests can't be served."""
 
@@ -59,6 +79,26 @@ class Health(BaseModel):
     prices: PriceFeed
     mail: MailQueue
     upstreams: dict[str, Upstream] = Field(description="`bybit` and `coinmarketcap`; empty while the database is down")
+
+
+def check_liveness(settings: Settings, scheduler: Beating, threads: Sequence[Running]) -> Liveness:
+    """Look at the threads: each must run, and the scheduler's must go round. Asks nobody."""
+    works = {thread.name: thread.is_alive() for thread in threads}
+    works[scheduler.name] = _is_polling(settings, scheduler)
+    return Liveness(
+        status="ok" if all(works.values()) else "down",
+        threads={name: "ok" if working else "down" for name, working in works.items()},
+    )
+
+
+async def check_readiness(services: Services) -> Readiness:
+    """Ask the database, and wait no longer for it than a probe does."""
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await ping(services.database)
+    except (PyMongoError, TimeoutError):
+        return Readiness(status="down", database="down")
+    return Readiness(status="ok", database="ok")
 
 
 async def check_health(services: Services) -> Health:
@@ -72,13 +112,12 @@ async def check_health(services: Services) -> Health:
         mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None, error=None)
         upstreams = {}
         database = "down"
-    heartbeat_age = services.scheduler.heartbeat_age
-    alive = services.scheduler.is_alive() and heartbeat_age < _patience(services)
+    alive = _is_polling(services.settings, services.scheduler)
     return Health(
         status=_overall(services, database == "ok" and alive, prices, mail),
         database=database,
         scheduler="ok" if alive else "down",
-        scheduler_heartbeat_age_seconds=round(heartbeat_age, 3),
+        scheduler_heartbeat_age_seconds=round(services.scheduler.heartbeat_age, 3),
         prices=prices,
         mail=mail,
         upstreams=upstreams,
@@ -96,8 +135,9 @@ def _overall(
     return "degraded" if old_price or old_mail else "ok"
 
 
-def _patience(services: Services) -> float:
-    return max(LONGEST_JOB_SECONDS, POLLS_UNTIL_DEAD * services.settings.poll_seconds)
+def _is_polling(settings: Settings, scheduler: Beating) -> bool:
+    patience = max(LONGEST_JOB_SECONDS, POLLS_UNTIL_DEAD * settings.poll_seconds)
+    return scheduler.is_alive() and scheduler.heartbeat_age < patience
 
 
 async def _prices(services: Services) -> PriceFeed:
@@ -134,7 +174,7 @@ async def _mail(services: Services) -> MailQueue:
         transport=_transport(services),
         queue_length=queue.length,
         oldest_age_seconds=_age(services, queue.oldest_fired_at),
-        error=queue.error,
+        error=queue.error and without_addresses(queue.error),
     )
 
 

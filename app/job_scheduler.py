@@ -103,6 +103,8 @@ class SchedulerThread(StoppableThread):
     def _run_job(self) -> None:
         try:
             job(self._ticker, self._on_fired)
+        except PyMongoError as error:
+            logger.error("MongoDB is away (%s): prices wait", type(error).__name__)
         except Exception:
             logger.exception("the job failed; the next one comes as planned")
 
@@ -133,6 +135,8 @@ class CandleThread(StoppableThread):
                 self._on_fired()
         except UpstreamError as error:
             logger.warning("candles wait: %s", error)
+        except PyMongoError as error:
+            logger.error("MongoDB is away (%s): candles wait", type(error).__name__)
         except Exception:
             logger.exception("catching up failed; it goes on from the watermarks")
         else:
@@ -172,6 +176,9 @@ class SenderThread(StoppableThread):
     def _deliver(self) -> int:
         try:
             return self._delivery.deliver_due(stopping=self.stopping.is_set)
+        except PyMongoError as error:
+            logger.error("MongoDB is away (%s): mails wait", type(error).__name__)
+            return 0
         except Exception:
             logger.exception("the delivery failed; it is tried again")
             return 0

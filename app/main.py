@@ -15,11 +15,14 @@ from app.alerting.mailer import connect_mailer
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
-from app.database import client, coins
+from app.database import client, coins, migrations
+from app.exposition import sharing_figures
 from app.job_scheduler import CandleThread, SchedulerThread, SenderThread
 from app.market.market_data import make_meters, open_market
+from app.metrics import Metrics
 from app.routers import alerts, market, service, users
 from app.routers.body_limit import BodyLimit
+from app.routers.bookkeeping import Bookkeeping, RequestIds
 from app.routers.cors import Cors
 from app.routers.error_handlers import install_error_handlers
 from app.routers.market_fast_path import MarketFastPath
@@ -39,12 +42,13 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings | None = None, clock: Clock | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, clock: Clock | None = None, metrics: Metrics | None = None) -> FastAPI:
     """Build the application. Settings left out are read when it starts, not now."""
+    counted = metrics or Metrics()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        async with _running(settings or load_settings(), clock or Clock()) as services:
+        async with _running(settings or load_settings(), clock or Clock(), counted) as services:
             yield {"services": services}
 
     app = FastAPI(
@@ -54,29 +58,38 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.add_middleware(BodyLimit, most_bytes=MOST_BODY_BYTES)
-    app.add_middleware(MarketFastPath)
-    app.add_middleware(Cors)
+    install_middleware(app, counted)
     install_error_handlers(app)
     for module in (service, users, alerts, market):
         app.include_router(module.router)
     return app
 
 
+def install_middleware(app: FastAPI, metrics: Metrics) -> None:
+    """Put around `app` what every request goes through; the last one is the outermost."""
+    ids = RequestIds()
+    app.add_middleware(BodyLimit, most_bytes=MOST_BODY_BYTES)
+    app.add_middleware(Cors)
+    app.add_middleware(Bookkeeping, metrics=metrics, ids=ids)
+    app.add_middleware(MarketFastPath, metrics=metrics, ids=ids)
+
+
 @asynccontextmanager
-async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
+async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[Services]:
     """Open the connections, start the threads; undo both in reverse."""
     if settings.smtp_host and settings.mail_from == FALLBACK_MAIL_FROM:
         logger.warning("MAIL_FROM is not set: mails come from %s, which most mail servers refuse", FALLBACK_MAIL_FROM)
     async_client = client.connect_async(settings.mongo_url)
     sync_client = client.connect(settings.mongo_url)
-    meters = make_meters(clock)
+    meters = make_meters(clock, metrics)
     coinmarketcap = connect_coinmarketcap(settings, clock, meters.coinmarketcap)
     passwords = PasswordHasher(settings.bcrypt_rounds)
     sync_database = sync_client[settings.mongo_db]
-    await asyncio.to_thread(_prepare, sync_database)
+    await asyncio.to_thread(_prepare, sync_database, clock)
     mailer = connect_mailer(settings)
-    delivery = Delivery(database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock)
+    delivery = Delivery(
+        database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock, metrics=metrics
+    )
     sender = SenderThread(delivery=delivery, mailer=mailer)
     candles_first = CandlesFirst(database=sync_database, clock=clock)
     ticker = Ticker(
@@ -86,6 +99,7 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
         credits_of_key=meters.credits,
         clock=clock,
         candles_first=candles_first,
+        metrics=metrics,
     )
     scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=sender.wake)
     sender.start()
@@ -102,18 +116,21 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
                     bybit=market_data.bybit,
                     clock=clock,
                     candles_first=candles_first,
+                    metrics=metrics,
                 ),
                 sender.wake,
-            ),
+            ) as candles,
         ):
-            yield Services(
-                settings=settings,
-                clock=clock,
-                database=database,
-                passwords=passwords,
-                scheduler=scheduler,
-                market=market_data,
-            )
+            with sharing_figures(metrics, database=sync_database, clock=clock, scheduler=scheduler):
+                yield Services(
+                    settings=settings,
+                    clock=clock,
+                    database=database,
+                    passwords=passwords,
+                    scheduler=scheduler,
+                    threads=(scheduler, sender, candles),
+                    market=market_data,
+                )
     finally:
         await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(sender.stop))
         passwords.close()
@@ -123,17 +140,17 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
 
 
 @asynccontextmanager
-async def _following_candles(catch_up: CatchUp, on_fired: Callable[[], None]) -> AsyncIterator[None]:
+async def _following_candles(catch_up: CatchUp, on_fired: Callable[[], None]) -> AsyncIterator[CandleThread]:
     thread = CandleThread(catch_up=catch_up, on_fired=on_fired)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         thread.stopping.set()
         catch_up.close()
         await asyncio.to_thread(thread.stop)
 
 
-def _prepare(database: client.SyncDB) -> None:
-    client.create_indexes(database)
+def _prepare(database: client.SyncDB, clock: Clock) -> None:
+    migrations.migrate(database, clock)
     coins.ensure_always_known(database)

@@ -1,5 +1,6 @@
 """What the running service is made of; the lifespan puts it together, routers find it on `request.state.services`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,15 +12,21 @@ from app.database.client import AsyncDB
 from app.market.market_data import MarketData
 
 
-class Beating(Protocol):
+class Running(Protocol):
     """A background thread, as far as /health looks at it."""
+
+    name: str
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+
+
+class Beating(Running, Protocol):
+    """One that also tells how it goes."""
 
     @property
     def heartbeat_age(self) -> float:
         """Seconds since it last went round its loop."""
-
-    def is_alive(self) -> bool:
-        """Whether it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +39,6 @@ class Services:
     passwords: PasswordHasher
     market: MarketData
     scheduler: Beating
+    threads: Sequence[Running]
+    """All of them, the scheduler included."""
     turns: Turns = field(default_factory=Turns)

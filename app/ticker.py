@@ -26,6 +26,7 @@ from app.market.coins import refresh_map_if_due
 from app.market.credits import Credits
 from app.market.meter import Meter
 from app.market.quotes import Quotes
+from app.metrics import Metrics
 from app.observations import Observation
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Ticker:
         credits_of_key: Credits,
         clock: Clock,
         candles_first: CandlesFirst,
+        metrics: Metrics | None = None,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -64,6 +66,7 @@ class Ticker:
         self._poll_seconds = settings.poll_seconds
         self._polled_at = -math.inf
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._polled_ids: list[int] = [coin["_id"] for coin in coins.ALWAYS_KNOWN]
         self._unevaluated: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
         self._stored: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
@@ -116,7 +119,13 @@ class Ticker:
         try:
             while self._stored and time.monotonic() < deadline:
                 observations = self._stored[0]
-                fired += firing.evaluate(self._database, observations, now=self._clock.now(), candles_due=waiting)
+                fired += firing.evaluate(
+                    self._database,
+                    observations,
+                    now=self._clock.now(),
+                    candles_due=waiting,
+                    metrics=self._metrics,
+                )
                 self._stored.popleft()
                 left.append([seen for seen in observations if seen.coin_id in waiting])
         finally:
@@ -209,10 +218,12 @@ class Ticker:
         except UpstreamError as error:
             # The next poll is the retry, and it comes no sooner than in good times: no back-off is needed on top.
             logger.warning("no prices from this call: %s", error)
+            self._metrics.polled("failed")
             self._note_error(error)
             return
         self._pause = FIRST_PAUSE
         observations = self._observed(quotes)
+        self._metrics.polled("good" if observations else "stale")
         if not observations:
             reason = f"none of {len(quotes)} prices is fresh: they are stale, or this machine's clock is wrong"
             self._note_error(UpstreamError(SOURCE, reason))
@@ -242,6 +253,7 @@ class Ticker:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._silent_until = self._clock.monotonic() + wait.total_seconds()
         logger.warning("%s; not asking again for %d s", error, wait.total_seconds())
+        self._metrics.polled("throttled")
         self._note_error(error)
 
     def _note_error(self, error: UpstreamError) -> None:

@@ -14,11 +14,14 @@ FILES = sorted((ROOT / "app").rglob("*.py"))
 LAYERS: list[set[str]] = [
     {"app.__main__", "app.backup"},
     {"app.main"},
-    {"app.routers", "app.job_scheduler", "app.health"},
+    {"app.routers", "app.job_scheduler", "app.health", "app.exposition"},
     {"app.auth", "app.ticker", "app.alerting", "app.market", "app.services", "app.duty"},
     {"app.database"},
     {"app.observations", "app.models", "app.spans"},
-    {"app.backoff", "app.clock", "app.config", "app.errors", "app.systemd"},
+    {
+        *("app.backoff", "app.clock", "app.config", "app.errors"),
+        *("app.logs", "app.metrics", "app.request_times", "app.systemd"),
+    },
 ]
 """From the top down: a module imports from its own layer and from those below it."""
 QUERIES = {

@@ -134,14 +134,14 @@ def test_the_service_ends_with_its_embedded_mongod(tmp_path: Path) -> None:
         "import app.config, pathlib, app.__main__ as m;"
         "from dataclasses import replace;"
         f"s = replace(app.config.load_settings(), data_dir=pathlib.Path({str(tmp_path)!r}));"
-        "m.logging.basicConfig(level=20); m.serve(s)"
+        "m.logs.set_up(s); m.serve(s)"
     )
     settings = {"JWT_SECRET": "x" * 32, "PORT": str(port), "HOST": "127.0.0.1", "MONGO_URL": "", "POLL_SECONDS": "3600"}
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | settings, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, text=True
     ) as service:
-        assert service.stderr is not None
-        lines = iter(service.stderr.readline, "")
+        assert service.stdout is not None
+        lines = iter(service.stdout.readline, "")
         assert any("Application startup complete" in line for line in lines)
         children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)

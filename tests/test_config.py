@@ -56,6 +56,10 @@ BAD_VALUES = [
     ("TRUSTED_PROXIES", "*,127.0.0.1", "holds '*'"),
     ("TRUSTED_PROXIES", "10.0.0.1/8", "holds '10.0.0.1/8'"),
     ("PORT", "http", "is 'http', which is not a number"),
+    ("METRICS_HOST", "local\x07host", "holds a control character"),
+    ("METRICS_PORT", "0", "outside 1 to 65535"),
+    ("LOG_FORMAT", "JSON", "is 'JSON', not one of text, json"),
+    ("ACCESS_LOG", "perhaps", "neither yes nor no"),
     ("PORT", "0", "outside 1 to 65535"),
 ]
 

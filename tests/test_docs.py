@@ -22,12 +22,17 @@ from tests.support import DOCKER_SETTINGS, SECRET, running_service
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
+    *(page for folder in ("bench", "deploy", "docs", "tests") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 ENV_EXAMPLE = dict(
     re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), flags=re.MULTILINE)
 )
 WITHOUT_DATABASE = {"/"}
 """Routes that answer without MongoDB, so that they have no 503."""
+STATES = {"GET /health": "Health", "GET /health/live": "Liveness", "GET /health/ready": "Readiness"}
+"""Routes that answer with the same shape whether all is well or not."""
 
 
 class DocumentedSetting(NamedTuple):
@@ -124,8 +129,8 @@ def test_every_route_documents_its_errors(route: str, about: dict[str, Any]) -> 
     errors = {code: answer for code, answer in about["responses"].items() if code >= "400"}
     assert expected - set(errors) == set()
     shapes = {code: answer["content"]["application/json"]["schema"]["$ref"] for code, answer in errors.items()}
-    if route == "GET /health":
-        assert shapes == {"503": "#/components/schemas/Health"}
+    if route in STATES:
+        assert shapes == {"503": f"#/components/schemas/{STATES[route]}"}
     else:
         assert set(shapes.values()) <= {"#/components/schemas/ErrorBody"}
 

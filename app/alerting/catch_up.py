@@ -26,6 +26,7 @@ from app.errors import (
 )
 from app.market.bybit import Bybit
 from app.market.pairs import DayRange, agree, day_ranges, pairs_by_coin
+from app.metrics import Metrics
 from app.spans import MINUTE, SETTLING, Span, ceil_to_minute, floor_to_minute
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,19 @@ class CatchUp:
     """Brings every watched coin's watermark up to the last closed minute. Belongs to one thread; close it from any."""
 
     def __init__(
-        self, *, settings: Settings, database: SyncDB, bybit: Bybit, clock: Clock, candles_first: CandlesFirst
+        self,
+        *,
+        settings: Settings,
+        database: SyncDB,
+        bybit: Bybit,
+        clock: Clock,
+        candles_first: CandlesFirst,
+        metrics: Metrics | None = None,
     ) -> None:
         self._settings = settings
         self._database = database
         self._bybit = bybit
-        self._filler = HoleFiller(database=database, bybit=bybit, clock=clock)
+        self._filler = HoleFiller(database=database, bybit=bybit, clock=clock, metrics=metrics)
         self._pool = ThreadPoolExecutor(COINS_AT_ONCE, "hole filler")
         self._candles_first = candles_first
         self._clock = clock

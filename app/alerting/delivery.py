@@ -20,6 +20,7 @@ from app.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
+from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,14 @@ FEWEST_REFUSALS = 10
 class Delivery:
     """Sends what is due over one mailer. Belongs to one thread; any number of them may share an outbox."""
 
-    def __init__(self, *, database: SyncDB, mailer: Mailer, mail_from: str, clock: Clock) -> None:
+    def __init__(
+        self, *, database: SyncDB, mailer: Mailer, mail_from: str, clock: Clock, metrics: Metrics | None = None
+    ) -> None:
         self._database = database
         self._mailer = mailer
         self._mail_from = mail_from
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._server_failures = 0
         self._quiet_until = clock.monotonic()
 
@@ -73,6 +77,7 @@ class Delivery:
             self._mailer.deliver(compose(alert, mail_from=self._mail_from, now=self._clock.now()))
         except RecipientRefusedError as error:
             notifications.mark_failed(self._database, alert_id, claim, error=str(error))
+            self._metrics.mailed("failed")
             logger.warning("alert %s: mail refused for good: %s", alert_id, error)
         except RecipientDeferredError as error:
             self._defer_refused(alert, claim, error)
@@ -87,6 +92,7 @@ class Delivery:
             self._defer_refused(alert, claim, MailError(f"internal error: {type(error).__name__}"))
         else:
             notifications.mark_sent(self._database, alert_id, now=self._clock.now())
+            self._metrics.mailed("sent")
             logger.info("alert %s: mail %s", alert_id, self._mailer.accepted)
         self._server_failures = 0
 
@@ -101,12 +107,14 @@ class Delivery:
                 f"given up after {PATIENCE // timedelta(hours=1)} hours of temporary refusals, the last one: {error}"
             )
             notifications.mark_failed(self._database, alert["_id"], claim, error=words)
+            self._metrics.mailed("failed")
             logger.warning("alert %s: mail %s", alert["_id"], words)
             return
         wait = REFUSED.after(refusals)
         notifications.mark_refused(
             self._database, alert["_id"], claim, error=str(error), due_at=now + wait, since=since
         )
+        self._metrics.mailed("deferred")
         logger.warning("alert %s: mail not taken, trying again in %d s: %s", alert["_id"], wait.seconds, error)
 
     def _rest(self, alert: Document, claim: ObjectId, error: MailServerError) -> None:
@@ -116,4 +124,5 @@ class Delivery:
         self._quiet_until = self._clock.monotonic() + wait.total_seconds()
         due_at = self._clock.now() + wait
         notifications.mark_untaken(self._database, alert["_id"], claim, error=str(error), due_at=due_at)
+        self._metrics.mailed("server_down")
         logger.error("all mails wait, next try in %d s: %s", wait.total_seconds(), error)

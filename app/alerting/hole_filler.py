@@ -13,6 +13,7 @@ from app.database import coverage, firings
 from app.database.client import SyncDB
 from app.database.coverage import Hole
 from app.market.bybit import MOST_CANDLES, SOURCE, Bybit
+from app.metrics import Metrics
 from app.observations import Observation
 from app.spans import MINUTE, Span, without
 
@@ -38,10 +39,11 @@ class Filled:
 class HoleFiller:
     """Fills holes with candles. May be used by several threads at once, for different coins."""
 
-    def __init__(self, *, database: SyncDB, bybit: Bybit, clock: Clock) -> None:
+    def __init__(self, *, database: SyncDB, bybit: Bybit, clock: Clock, metrics: Metrics | None = None) -> None:
         self._database = database
         self._bybit = bybit
         self._clock = clock
+        self._metrics = metrics
 
     def fill(self, coin_id: int, pair: str, hole: Span) -> int:
         """Evaluate a hole minute by minute, oldest first; hours in which nothing was touched are passed over whole."""
@@ -80,7 +82,8 @@ class HoleFiller:
         fired = 0
         for span in spans(hole, MINUTE):
             minutes = self._candles(coin_id, pair, span, MINUTE)
-            fired += firing.evaluate(self._database, self._telling(coin_id, minutes), now=self._clock.now())
+            telling = self._telling(coin_id, minutes)
+            fired += firing.evaluate(self._database, telling, now=self._clock.now(), metrics=self._metrics)
             for missing in without(span, [Span(minute.start, minute.end) for minute in minutes]):
                 if self._clock.now() - missing.end < LATEST_CANDLE:
                     coverage.advance(self._database, coin_id=coin_id, to=missing.start)

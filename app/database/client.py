@@ -107,6 +107,11 @@ def connect_async(url: str) -> AsyncMongoClient[Document]:
     return AsyncMongoClient(url, appname="cryptoticker-web", **OPTIONS)
 
 
+async def ping(database: AsyncDB) -> None:
+    """Return once MongoDB's primary has answered. Raises PyMongoError if none does."""
+    await database.command("ping")
+
+
 def create_indexes(database: SyncDB) -> None:
     """Make every index that is not there yet; several copies of the service may do so at once."""
     with pymongo.timeout(INDEX_TIMEOUT_SECONDS):

@@ -18,6 +18,7 @@ from app.market.meter import Meter
 from app.market.refresh import Refresher
 from app.market.snapshot import Snapshots
 from app.market.usage import UsageRecorder
+from app.metrics import Metrics
 
 CANDLE_THREADS = 16
 
@@ -41,10 +42,10 @@ class MarketData:
     usage: UsageRecorder
 
 
-def make_meters(clock: Clock) -> Meters:
+def make_meters(clock: Clock, metrics: Metrics | None = None) -> Meters:
     """Make meters that have counted nothing yet."""
-    meter = Meter(coinmarketcap.SOURCE, clock)
-    return Meters(Meter(bybit.SOURCE, clock), meter, Credits(clock=clock, meter=meter))
+    meter = Meter(coinmarketcap.SOURCE, clock, metrics)
+    return Meters(Meter(bybit.SOURCE, clock, metrics), meter, Credits(clock=clock, meter=meter))
 
 
 @asynccontextmanager

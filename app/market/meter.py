@@ -1,4 +1,4 @@
-"""What was asked of an upstream and how it went: counted by every client of it, shown in /health."""
+"""What was asked of an upstream and how it went: counted by every client of it, shown in /health and /metrics."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from app.clock import Clock
-from app.errors import UnknownPairError, UpstreamError
+from app.errors import (
+    UnknownPairError,
+    UpstreamBlockedError,
+    UpstreamError,
+    UpstreamThrottledError,
+    UpstreamTimeoutError,
+)
+from app.metrics import CallResult, Metrics
+
+FAILURES: dict[type[UpstreamError], CallResult] = {
+    UpstreamThrottledError: "throttled",
+    UpstreamTimeoutError: "timeout",
+    UpstreamBlockedError: "blocked",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +38,10 @@ class Tally:
 class Meter:
     """Counts one upstream's calls; usable from any thread and shared by all clients of that upstream."""
 
-    def __init__(self, source: str, clock: Clock) -> None:
+    def __init__(self, source: str, clock: Clock, metrics: Metrics | None = None) -> None:
         self.source = source
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._lock = threading.Lock()
         self._tally = Tally()
 
@@ -45,8 +59,7 @@ class Meter:
             self._answered()
             raise
         except UpstreamError as error:
-            with self._lock:
-                self._tally = replace(self._tally, failed_at=self._clock.now(), failure=error.reason)
+            self._failed(error)
             raise
         self._answered()
 
@@ -54,6 +67,7 @@ class Meter:
         """Count credits that an answer said it cost."""
         with self._lock:
             self._tally = replace(self._tally, credits=self._tally.credits + credit_count)
+        self._metrics.spent(self.source, credit_count)
 
     def have_left(self, credits_left: int) -> None:
         """Note how many credits the key still has."""
@@ -86,3 +100,9 @@ class Meter:
     def _answered(self) -> None:
         with self._lock:
             self._tally = replace(self._tally, answered_at=self._clock.now())
+        self._metrics.called(self.source, "good")
+
+    def _failed(self, error: UpstreamError) -> None:
+        with self._lock:
+            self._tally = replace(self._tally, failed_at=self._clock.now(), failure=error.reason)
+        self._metrics.called(self.source, FAILURES.get(type(error), "failed"))

@@ -5,8 +5,11 @@ from collections.abc import Awaitable
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-SENT_HEADERS = ["Authorization", "Content-Type", "If-None-Match", "X-API-Key"]
-READ_HEADERS = ["Age", "ETag", "Link", "Retry-After", "X-Caps-Stale", "X-Snapshot-Stale", "X-Total-Count"]
+SENT_HEADERS = ["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-ID"]
+READ_HEADERS = [
+    *("Age", "ETag", "Link", "Retry-After"),
+    *("X-Caps-Stale", "X-Request-ID", "X-Snapshot-Stale", "X-Total-Count"),
+]
 
 
 class Cors:

@@ -17,6 +17,7 @@ from app.errors import (
     UpstreamThrottledError,
     UpstreamTimeoutError,
 )
+from app.logs import request_id
 from app.models import ErrorBody
 from app.services import Services
 
@@ -32,6 +33,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.exception_handler(UpstreamError)(_upstream_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(PyMongoError)(_database_error)
+    app.exception_handler(Exception)(_internal_error)
 
 
 def documented(*status_codes: int) -> dict[int | str, dict[str, Any]]:
@@ -79,6 +81,13 @@ async def _database_error(request: Request, error: PyMongoError) -> JSONResponse
         503,
         headers={"Retry-After": str(DATABASE_RETRY_SECONDS)},
     )
+
+
+async def _internal_error(_request: Request, _error: Exception) -> JSONResponse:
+    """Starlette answers this one outside of all middleware, and passes the error on: uvicorn logs its traceback."""
+    identifier = request_id.get()
+    detail = f"This should not have happened. The service's log tells more, under the request id {identifier}."
+    return JSONResponse({"detail": detail}, 500, headers={"X-Request-ID": identifier})
 
 
 def _printable(part: str | int) -> str | int:

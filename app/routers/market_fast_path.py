@@ -4,21 +4,28 @@ It does for the common request what `routers/market.py` does for every request; 
 """
 
 from collections.abc import Awaitable
+from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.api_key import key_holds
+from app.logs import request_id
 from app.market.wire import answer
+from app.metrics import Metrics
+from app.routers.bookkeeping import HEADER, RequestIds, note
 from app.services import Services
 
-PATHS = {"/api/market/aggregated_data", "/api/market/aggregated_data/"}
+PATH = "/api/market/aggregated_data"
+PATHS = {PATH, f"{PATH}/"}
 
 
 class MarketFastPath:
-    """ASGI middleware: whatever is not the common case, and every error, is left to the route."""
+    """ASGI middleware around all others: whatever is not the common case, and every error, is left to the route."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, ids: RequestIds) -> None:
         self._app = app
+        self._metrics = metrics
+        self._ids = ids
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer, or pass the call on."""
@@ -27,15 +34,19 @@ class MarketFastPath:
         return self._app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
         services: Services = scope["state"]["services"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         snapshots = services.market.snapshots
         snapshot = None
-        if key_holds(headers.get(b"x-api-key"), services.settings.crypto_api_key):
+        # A page of another origin needs the headers of cors.py, which lies further in.
+        if b"origin" not in headers and key_holds(headers.get(b"x-api-key"), services.settings.crypto_api_key):
             snapshot = snapshots.latest()
         if snapshot is None:
             await self._app(scope, receive, send)
             return
+        identifier = self._ids.of(headers.get(HEADER))
+        request_id.set(identifier.decode())
         reply = answer(
             snapshot,
             age=snapshots.age(snapshot),
@@ -43,5 +54,7 @@ class MarketFastPath:
             accept_encoding=headers.get(b"accept-encoding", b""),
             if_none_match=headers.get(b"if-none-match", b""),
         )
-        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers.copy()})
+        described = [*reply.headers, (HEADER, identifier)]
+        await send({"type": "http.response.start", "status": reply.status, "headers": described})
         await send({"type": "http.response.body", "body": reply.body})
+        note(self._metrics, "GET", PATH, reply.status, perf_counter() - started)

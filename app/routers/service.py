@@ -2,7 +2,7 @@
 
 from fastapi import Response
 
-from app.health import Health, check_health
+from app.health import Health, Liveness, Readiness, check_health, check_liveness, check_readiness
 from app.routers.dependencies import Svc
 from app.routers.slashes import SlashRouter
 
@@ -25,4 +25,24 @@ async def health(services: Svc, response: Response) -> Health:
     """What works and what doesn't: 200 as long as requests are served and prices are being watched."""
     state = await check_health(services)
     response.status_code = 200 if state.status != "down" else 503
+    return state
+
+
+@router.get(
+    "/health/live", responses={503: {"model": Liveness, "description": "A thread has died or hangs: restart it"}}
+)
+async def live(services: Svc, response: Response) -> Liveness:
+    """Whether this process works: 503 when restarting it would help. Neither the database nor anybody else is asked."""
+    state = check_liveness(services.settings, services.scheduler, services.threads)
+    response.status_code = 200 if state.status == "ok" else 503
+    return state
+
+
+@router.get(
+    "/health/ready", responses={503: {"model": Readiness, "description": "MongoDB does not answer: send nobody here"}}
+)
+async def ready(services: Svc, response: Response) -> Readiness:
+    """Whether this process can serve requests now: 503 while MongoDB doesn't answer it within two seconds."""
+    state = await check_readiness(services)
+    response.status_code = 200 if state.status == "ok" else 503
     return state

@@ -12,13 +12,12 @@ from app.clock import Clock
 from app.config import Settings
 from app.database.client import connect, connect_async
 from app.job_scheduler import SchedulerThread
-from app.main import State
+from app.main import State, install_middleware
 from app.market import http
 from app.market.market_data import MarketData, make_meters, open_market
+from app.metrics import Metrics
 from app.routers import market, service
-from app.routers.cors import Cors
 from app.routers.error_handlers import install_error_handlers
-from app.routers.market_fast_path import MarketFastPath
 from app.services import Services
 from app.ticker import connect_coinmarketcap
 from sandbox.exchange import Exchange
@@ -94,6 +93,7 @@ def market_service(settings: Settings, clock: Clock, patience: http.Patience = h
                     database=database,
                     passwords=passwords,
                     scheduler=_idle_scheduler(settings, clock),
+                    threads=(),
                     market=data,
                 )
             }
@@ -101,8 +101,7 @@ def market_service(settings: Settings, clock: Clock, patience: http.Patience = h
         await client.close()
 
     app = FastAPI(lifespan=lifespan, redirect_slashes=False)
-    app.add_middleware(MarketFastPath)
-    app.add_middleware(Cors)
+    install_middleware(app, Metrics())
     install_error_handlers(app)
     for module in (service, market):
         app.include_router(module.router)
