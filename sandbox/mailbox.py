@@ -91,7 +91,7 @@ class Mailbox:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_for(self, count: int, timeout: float = 10.0) -> list[Mail]:
+    def wait_for(self, count: int, timeout: float = 30.0) -> list[Mail]:
         """All mails so far, once there are `count`. MailboxTimeoutError after `timeout` seconds."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self.mails) >= count, timeout):

@@ -26,7 +26,7 @@ SECRET = "a-secret-of-tests-that-is-long-enough"
 PASSWORD = "correct horse"
 DOCKER_SETTINGS = ("COMPOSE_PROFILES", "MONGO_PASSWORD")
 """Those of .env that docker-compose.yml reads and the service doesn't."""
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 """How long a test waits for something that must happen: only ever reached by a test that fails."""
 
 
