@@ -8,7 +8,7 @@ from threading import Event, Thread
 from typing import cast
 
 import schedule
-from pymongo.errors import PyMongoError
+from pymongo.errors import ConnectionFailure, PyMongoError
 
 from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
@@ -103,7 +103,7 @@ class SchedulerThread(StoppableThread):
     def _run_job(self) -> None:
         try:
             job(self._ticker, self._on_fired)
-        except PyMongoError as error:
+        except ConnectionFailure as error:
             logger.error("MongoDB is away (%s): prices wait", type(error).__name__)
         except Exception:
             logger.exception("the job failed; the next one comes as planned")
@@ -135,7 +135,7 @@ class CandleThread(StoppableThread):
                 self._on_fired()
         except UpstreamError as error:
             logger.warning("candles wait: %s", error)
-        except PyMongoError as error:
+        except ConnectionFailure as error:
             logger.error("MongoDB is away (%s): candles wait", type(error).__name__)
         except Exception:
             logger.exception("catching up failed; it goes on from the watermarks")
@@ -176,7 +176,7 @@ class SenderThread(StoppableThread):
     def _deliver(self) -> int:
         try:
             return self._delivery.deliver_due(stopping=self.stopping.is_set)
-        except PyMongoError as error:
+        except ConnectionFailure as error:
             logger.error("MongoDB is away (%s): mails wait", type(error).__name__)
             return 0
         except Exception:
