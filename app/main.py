@@ -12,11 +12,12 @@ from app.alerting.candles_first import CandlesFirst
 from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import connect_mailer
+from app.alerting.outbox import Outbox
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
 from app.database import client, coins
-from app.job_scheduler import CandleThread, SchedulerThread, SenderThread
+from app.job_scheduler import CandleThread, SchedulerThread, Senders, SenderThread
 from app.market.market_data import make_meters, open_market
 from app.routers import alerts, market, service, users
 from app.routers.body_limit import BodyLimit
@@ -75,9 +76,7 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
     passwords = PasswordHasher(settings.bcrypt_rounds)
     sync_database = sync_client[settings.mongo_db]
     await asyncio.to_thread(_prepare, sync_database)
-    mailer = connect_mailer(settings)
-    delivery = Delivery(database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock)
-    sender = SenderThread(delivery=delivery, mailer=mailer)
+    senders = _make_senders(settings, clock, sync_database)
     candles_first = CandlesFirst(database=sync_database, clock=clock)
     ticker = Ticker(
         settings=settings,
@@ -87,8 +86,8 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
         clock=clock,
         candles_first=candles_first,
     )
-    scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=sender.wake)
-    sender.start()
+    scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=senders.wake)
+    senders.start()
     scheduler.start()
     try:
         await asyncio.to_thread(scheduler.first_run_done.wait, FIRST_PRICES_SECONDS)
@@ -103,7 +102,7 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
                     clock=clock,
                     candles_first=candles_first,
                 ),
-                sender.wake,
+                senders.wake,
             ),
         ):
             yield Services(
@@ -115,11 +114,21 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
                 market=market_data,
             )
     finally:
-        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(sender.stop))
+        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(senders.stop))
         passwords.close()
         coinmarketcap.close()
         sync_client.close()
         await async_client.close()
+
+
+def _make_senders(settings: Settings, clock: Clock, database: client.SyncDB) -> Senders:
+    outbox = Outbox(database=database, clock=clock)
+    threads = []
+    for number in range(1, settings.smtp_connections + 1):
+        mailer = connect_mailer(settings)
+        delivery = Delivery(database=database, outbox=outbox, mailer=mailer, mail_from=settings.mail_from, clock=clock)
+        threads.append(SenderThread(delivery=delivery, mailer=mailer, number=number))
+    return Senders(outbox=outbox, threads=threads)
 
 
 @asynccontextmanager

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from email import message_from_bytes
+from email.policy import default
 
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import SmtpMailer
 from app.alerting.message import compose
+from app.alerting.outbox import Outbox
 from app.clock import Clock
 from app.config import Settings
 from app.database.client import Document, SyncDB
@@ -49,12 +52,15 @@ def run(stage: Stage) -> list[Row]:
 class Drain:
     """The service's sender, in this process; `points` tell how far it was after how many seconds of its own."""
 
-    def __init__(self, database: SyncDB, port: int) -> None:
+    def __init__(self, database: SyncDB, port: int, outbox: Outbox | None = None) -> None:
         settings = Settings(
             jwt_secret=SECRET, smtp_host="127.0.0.1", smtp_port=port, smtp_security="none", mail_from=MAIL_FROM
         )
         self._mailer = SmtpMailer(settings)
-        self._delivery = Delivery(database=database, mailer=self._mailer, mail_from=MAIL_FROM, clock=Clock())
+        self._outbox = outbox or Outbox(database=database, clock=Clock())
+        self._delivery = Delivery(
+            database=database, outbox=self._outbox, mailer=self._mailer, mail_from=MAIL_FROM, clock=Clock()
+        )
         self.points: Points = [(0.0, 0)]
 
     def send(self, count: int) -> float:
@@ -70,6 +76,7 @@ class Drain:
     def close(self) -> None:
         """Hang up."""
         self._mailer.close()
+        self._outbox.close()
 
 
 class BareLoop:
@@ -77,7 +84,8 @@ class BareLoop:
 
     def __init__(self, alerts: list[Document], port: int) -> None:
         now = datetime.now(UTC)
-        self._messages = [compose(alert, mail_from=MAIL_FROM, now=now) for alert in alerts]
+        mails = [compose(alert, mail_from=MAIL_FROM, now=now) for alert in alerts]
+        self._messages = [message_from_bytes(mail.content, policy=default) for mail in mails]
         self._smtp = smtplib.SMTP("127.0.0.1", port)
         self.points: Points = [(0.0, 0)]
 
@@ -124,7 +132,8 @@ def _row_3b(stage: Stage, port: int) -> Row:
     for _ in range(stage.size(3, 1)):
         database = _queued(stage, "outbox_b", 2 * count)
         rates[1].append(_together([Drain(database, port)], count))
-        rates[0].append(_together([Drain(database, port) for _ in range(CONNECTIONS)], count))
+        shared = Outbox(database=database, clock=Clock())
+        rates[0].append(_together([Drain(database, port, shared) for _ in range(CONNECTIONS)], count))
         sample = list(database.alerts.find().limit(200))
         loops[1].append(_together([BareLoop(sample, port)], count))
         loops[0].append(_together([BareLoop(sample, port) for _ in range(CONNECTIONS)], count))
