@@ -8,7 +8,8 @@ from threading import Barrier
 from bson import ObjectId
 
 from app.alerting import firing
-from app.alerting.creation import Turns, create_alert
+from app.alerting.turns import Turns
+from app.alerting.creation import create_alert
 from app.auth.auth_handler import CurrentUser
 from app.clock import Clock
 from app.database.client import Document, SyncDB, connect_async

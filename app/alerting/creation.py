@@ -1,11 +1,8 @@
 """Setting an alert: which coin, which direction, and from which moment on it counts."""
 
-import asyncio
 from datetime import datetime, timedelta
-from weakref import WeakValueDictionary
 
-from bson import ObjectId
-
+from app.alerting.turns import Turns
 from app.auth.auth_handler import CurrentUser
 from app.clock import MILLISECOND, Clock
 from app.config import Settings
@@ -17,17 +14,6 @@ from app.models import AlertSchema, Direction
 
 NEARLY_FULL = 32
 """How many free places are few enough for a user's simultaneous requests to take their turns."""
-
-
-class Turns:
-    """One lock per user, for as long as somebody holds or wants it."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[ObjectId, asyncio.Lock] = WeakValueDictionary()
-
-    def of(self, user_id: ObjectId) -> asyncio.Lock:
-        """The user's lock."""
-        return self._locks.setdefault(user_id, asyncio.Lock())
 
 
 async def create_alert(

@@ -21,6 +21,10 @@ from app.errors import ConflictError, NotFoundError
 from app.models import AlertStatus, Direction
 
 NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
+PUBLIC = (
+    *("status", "symbol", "coin_id", "direction", "touch", "target", "currentPrice", "email", "created_at"),
+    *("triggered_at", "triggered_price", "triggered_source", "deleted_at", "notification"),
+)
 
 
 def new_alert(
@@ -124,18 +128,29 @@ async def find_alert(database: AsyncDB, *, user_id: ObjectId, alert_id: str) -> 
     return alert
 
 
-async def fetch_alerts(
-    database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus], page: int, per_page: int
-) -> tuple[list[Document], int]:
-    """Return one page (from 1) of the user's alerts, newest first, and how many there are over all pages."""
-    wanted: Document = {"user_id": user_id}
-    if statuses:
-        wanted["status"] = {"$in": list(statuses)}
-    skipped = (page - 1) * per_page
-    alerts = await database.alerts.find(wanted).sort(NEWEST_FIRST).skip(skipped).limit(per_page).to_list()
-    if alerts and len(alerts) < per_page:
-        return alerts, skipped + len(alerts)
-    return alerts, await database.alerts.count_documents(wanted)
+async def find_page(
+    database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus], skip: int, limit: int
+) -> list[Document]:
+    """Return some of the user's alerts, newest first, with the fields that their owner sees; no status means any."""
+    wanted = _of_user(user_id, statuses)
+    return await database.alerts.find(wanted, PUBLIC).sort(NEWEST_FIRST).skip(skip).limit(limit).to_list()
+
+
+async def count_with_status(database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus]) -> int:
+    """Count the user's alerts in one of these states."""
+    return await database.alerts.count_documents(_of_user(user_id, statuses))
+
+
+async def count_created(
+    database: AsyncDB, *, user_id: ObjectId, after: datetime | None = None, until: datetime | None = None
+) -> int:
+    """Count the user's alerts by when they were created, off the index alone."""
+    span = {"$gt": after} if after else {"$lte": until}
+    return await database.alerts.count_documents({"user_id": user_id, "created_at": span}, hint="newest_first")
+
+
+def _of_user(user_id: ObjectId, statuses: Sequence[AlertStatus]) -> Document:
+    return {"user_id": user_id, "status": {"$in": list(statuses)}} if statuses else {"user_id": user_id}
 
 
 def _object_id(alert_id: str) -> ObjectId:
