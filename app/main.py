@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from app.alerting.candles_first import CandlesFirst
 from app.alerting.catch_up import CatchUp
+from app.alerting.creation import AlertCreator
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import connect_mailer
 from app.alerting.outbox import Outbox
@@ -112,6 +113,7 @@ async def _running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
                 passwords=passwords,
                 scheduler=scheduler,
                 market=market_data,
+                creator=AlertCreator(database=database, settings=settings, clock=clock),
             )
     finally:
         await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(senders.stop))

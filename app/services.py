@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.alerting.creation import AlertCreator
 from app.alerting.listing import Totals
-from app.alerting.turns import Turns
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import Settings
@@ -33,5 +33,5 @@ class Services:
     passwords: PasswordHasher
     market: MarketData
     scheduler: Beating
-    turns: Turns = field(default_factory=Turns)
+    creator: AlertCreator
     totals: Totals = field(default_factory=Totals)

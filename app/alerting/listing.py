@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from bson import ObjectId
 
-from app.alerting.turns import Turns
+from app.alerting.sharing import Turns
 from app.database import alerts
 from app.database.client import AsyncDB, Document
 from app.models import AlertStatus

@@ -6,7 +6,6 @@ from urllib.parse import urlencode
 from fastapi import Query, Request, Response
 from pydantic_core import to_json
 
-from app.alerting.creation import create_alert
 from app.alerting.listing import list_alerts
 from app.alerting.receipts import coverage_of
 from app.auth.auth_handler import CurrentUser
@@ -29,9 +28,7 @@ STATUSES: tuple[AlertStatus, ...] = get_args(AlertStatus)
 async def create(wish: AlertSchema, user: TokenUser, services: Svc) -> Response:
     """Set an alert. It counts from `created_at` on; what the market did before never fires it."""
     _check_own(wish.email, user)
-    alert = await create_alert(
-        services.database, wish, user=user, settings=services.settings, clock=services.clock, turns=services.turns
-    )
+    alert = await services.creator.create(wish, user=user)
     return _json(_public(alert), 201)
 
 
