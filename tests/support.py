@@ -182,20 +182,3 @@ class Caller:
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
-
-
-@contextmanager
-def failing(database: SyncDB, *commands: str) -> Iterator[None]:
-    """MongoDB drops the connection of every such command."""
-    admin = database.client.admin
-    admin.command(
-        {
-            "configureFailPoint": "failCommand",
-            "mode": "alwaysOn",
-            "data": {"failCommands": list(commands), "closeConnection": True, "appName": "cryptoticker-worker"},
-        }
-    )
-    try:
-        yield
-    finally:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
