@@ -91,11 +91,13 @@ class Delivery:
 
     def _await_record(self) -> None:
         """Raises UnrecordedError when that takes too long."""
-        if self._last_record is None:
+        record, self._last_record = self._last_record, None
+        if record is None:
             return
         try:
-            self._last_record.result(self._record_seconds)
+            record.result(self._record_seconds)
         except (TimeoutError, PyMongoError) as error:
+            self._last_record = record
             raise UnrecordedError("MongoDB has not taken the record of the last mail") from error
 
     def _deliver(self, alert: Document) -> None:
