@@ -224,7 +224,7 @@ def test_every_record_is_made_safe_with_a_majority(
     mongo_url: str, database_name: str, make_delivery: Any, fire: Any, clock: ManualClock
 ) -> None:
     """A record that only the primary has is lost with it, and its mail repeated."""
-    ids = fire(*[f"user{number}@example.com" for number in range(20)])
+    ids = fire(*[f"user{number}@example.com" for number in range(60)])
     safe: set[ObjectId] = set()
 
     class Writes(CommandListener):

@@ -23,8 +23,8 @@ ONE_MAIL = timedelta(seconds=LONGEST_MAIL_SECONDS)
 """The longest that one mail can take before its time-outs end it: that much of a lease must be left to begin it."""
 LEASE = ONE_MAIL + timedelta(seconds=10)
 """After a crash the mails in hand are sent again once it has run out."""
-MOST_UNSAFE = 16
-"""So many records may be waiting for a majority of MongoDB's members."""
+MOST_UNSAFE = 50
+"""So many records may be waiting for a majority of MongoDB's members; the wait for it costs as much as two mails."""
 RETRY_SECONDS = 1.0
 
 
