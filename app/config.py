@@ -46,6 +46,8 @@ class Settings:
     smtp_user: str = ""
     smtp_password: str = field(default="", repr=False)
     smtp_security: SmtpSecurity = "starttls"
+    smtp_connections: int = 2
+    smtp_mails_per_connection: int = 100
     mail_from: str = FALLBACK_MAIL_FROM
     crypto_api_key: str = field(default="", repr=False)
     market_cache_seconds: int = 300
@@ -90,6 +92,8 @@ def load_settings(env_file: Path = PROJECT_ROOT / ".env") -> Settings:
         smtp_user=smtp_user,
         smtp_password=source.read("SMTP_PASSWORD", "", _ascii_text, "the-app-password"),
         smtp_security=source.read("SMTP_SECURITY", "starttls", _smtp_security, "starttls"),
+        smtp_connections=source.read("SMTP_CONNECTIONS", 2, _integer(1, 16), "2"),
+        smtp_mails_per_connection=source.read("SMTP_MAILS_PER_CONNECTION", 100, _integer(1, 1_000_000), "100"),
         mail_from=source.read("MAIL_FROM", smtp_user or FALLBACK_MAIL_FROM, _mail_address, "alerts@example.com"),
         crypto_api_key=source.read("CRYPTO_API_KEY", "", _header_value, "(the output of: openssl rand -base64 48)"),
         market_cache_seconds=source.read("MARKET_CACHE_SECONDS", 300, _integer(1, 86_400), "300"),

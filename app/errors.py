@@ -16,6 +16,7 @@ CryptoTickerError
 │   ├── UpstreamBlockedError     ... and never will to this address
 │   └── UnknownPairError         ... since it knows no such pair
 ├── NewerDatabaseError           the database belongs to a newer version; the service does not start
+├── UnrecordedError              that a mail was accepted could not be written down yet
 └── MailError                    a mail was not accepted
     ├── MailServerError          nobody's fault but the server's: all mails wait
     ├── MailInterruptedError     the server broke off in the middle of this mail: the others go on
@@ -158,6 +159,10 @@ class UnknownPairError(UpstreamError):
     def detail(self) -> str:
         """What a caller is told."""
         return f"{self._name} has no spot pair {self.symbol!r}. GET /api/market/aggregated_data lists the USDT pairs."
+
+
+class UnrecordedError(CryptoTickerError):
+    """MongoDB has not taken the record of a sent mail; until it has, its sender hands over no other."""
 
 
 class MailError(CryptoTickerError):

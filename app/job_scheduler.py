@@ -1,8 +1,8 @@
-"""The background threads: one polls prices on a `schedule`, one follows candles, one drains the outbox."""
+"""The background threads: one polls prices on a `schedule`, one follows candles, some drain the outbox."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from threading import Event, Thread
 from typing import cast
@@ -13,6 +13,7 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 from app.alerting.catch_up import CatchUp
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import Mailer
+from app.alerting.outbox import Outbox
 from app.backoff import BackOff
 from app.errors import UpstreamError
 from app.ticker import Ticker
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 2.0
 """How long a stop waits for a thread. One that hangs in a reply is a daemon and ends with the process."""
 MAIL_STOP_SECONDS = 15.0
-"""How long it waits for the mail in hand: cut short, that mail would be repeated."""
+"""How long it waits for the mails in hand: cut short, they would be repeated."""
 LONGEST_WAIT_SECONDS = 0.5
 """How long the scheduler waits at most before it looks at the clock again."""
 STEP_SECONDS = 1.0
@@ -41,15 +42,22 @@ def job(ticker: Ticker, on_fired: Callable[[], None]) -> None:
 class StoppableThread(Thread):
     """A daemon thread that is asked to end, waited for a while, and then left to end with the process."""
 
-    def __init__(self, name: str, stop_seconds: float = STOP_SECONDS) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self.stopping = Event()
-        self._stop_seconds = stop_seconds
+
+    def ask_to_stop(self) -> None:
+        """Have the thread end as soon as it can."""
+        self.stopping.set()
 
     def stop(self) -> None:
         """Ask the thread to end and wait for it, up to a bound."""
-        self.stopping.set()
-        self.join(self._stop_seconds)
+        self.ask_to_stop()
+        self.await_end(time.monotonic() + STOP_SECONDS)
+
+    def await_end(self, deadline: float) -> None:
+        """Wait for a thread that was asked to end, up to a moment of the monotonic clock."""
+        self.join(max(0.0, deadline - time.monotonic()))
         if self.is_alive():
             logger.warning("the %s is still waiting for an answer; it ends with the process", self.name)
 
@@ -147,10 +155,10 @@ class CandleThread(StoppableThread):
 
 
 class SenderThread(StoppableThread):
-    """Drains the outbox: at once when woken, else every second, until `stop()`."""
+    """Drains the outbox over one connection: at once when woken, else every second, until `stop()`."""
 
-    def __init__(self, *, delivery: Delivery, mailer: Mailer) -> None:
-        super().__init__("sender", MAIL_STOP_SECONDS)
+    def __init__(self, *, delivery: Delivery, mailer: Mailer, number: int = 1) -> None:
+        super().__init__(f"sender {number}")
         self._delivery = delivery
         self._mailer = mailer
         self._awake = Event()
@@ -167,11 +175,10 @@ class SenderThread(StoppableThread):
                 self._awake.wait(IDLE_SECONDS)
         self._mailer.close()
 
-    def stop(self) -> None:
-        """Finish the mail in hand, put the others back, and end. A mail cut short is repeated after its lease."""
-        self.stopping.set()
+    def ask_to_stop(self) -> None:
+        """Have the thread end after the mail in hand: one cut short is repeated after its lease."""
+        super().ask_to_stop()
         self.wake()
-        super().stop()
 
     def _deliver(self) -> int:
         try:
@@ -182,6 +189,36 @@ class SenderThread(StoppableThread):
         except Exception:
             logger.exception("the delivery failed; it is tried again")
             return 0
+
+
+class Senders:
+    """All sender threads of this process, each with a connection of its own."""
+
+    def __init__(self, *, outbox: Outbox, threads: Sequence[SenderThread]) -> None:
+        self._outbox = outbox
+        self.threads = threads
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        for thread in self.threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Say that something is due now."""
+        for thread in self.threads:
+            thread.wake()
+
+    def stop(self) -> None:
+        """Finish the mails in hand, all at the same time; put the others back."""
+        for thread in self.threads:
+            thread.ask_to_stop()
+        deadline = time.monotonic() + MAIL_STOP_SECONDS
+        for thread in self.threads:
+            thread.await_end(deadline)
+        try:
+            self._outbox.close()
+        except PyMongoError as error:
+            logger.warning("claimed mails wait until their lease runs out: %s", type(error).__name__)
 
 
 def _retire(worker: Ticker | CatchUp) -> None:

@@ -10,14 +10,16 @@ from fastapi import FastAPI
 
 from app.alerting.candles_first import CandlesFirst
 from app.alerting.catch_up import CatchUp
+from app.alerting.creation import AlertCreator
 from app.alerting.delivery import Delivery
 from app.alerting.mailer import connect_mailer
+from app.alerting.outbox import Outbox
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
 from app.database import client, coins, migrations
 from app.exposition import sharing_figures
-from app.job_scheduler import CandleThread, SchedulerThread, SenderThread
+from app.job_scheduler import CandleThread, SchedulerThread, Senders, SenderThread
 from app.market.market_data import make_meters, open_market
 from app.metrics import Metrics
 from app.routers import alerts, market, service, users
@@ -86,11 +88,7 @@ async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
     passwords = PasswordHasher(settings.bcrypt_rounds)
     sync_database = sync_client[settings.mongo_db]
     await asyncio.to_thread(_prepare, sync_database, clock)
-    mailer = connect_mailer(settings)
-    delivery = Delivery(
-        database=sync_database, mailer=mailer, mail_from=settings.mail_from, clock=clock, metrics=metrics
-    )
-    sender = SenderThread(delivery=delivery, mailer=mailer)
+    senders = _make_senders(settings, clock, sync_database, metrics)
     candles_first = CandlesFirst(database=sync_database, clock=clock)
     ticker = Ticker(
         settings=settings,
@@ -101,8 +99,8 @@ async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
         candles_first=candles_first,
         metrics=metrics,
     )
-    scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=sender.wake)
-    sender.start()
+    scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=senders.wake)
+    senders.start()
     scheduler.start()
     try:
         await asyncio.to_thread(scheduler.first_run_done.wait, FIRST_PRICES_SECONDS)
@@ -118,7 +116,7 @@ async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
                     candles_first=candles_first,
                     metrics=metrics,
                 ),
-                sender.wake,
+                senders.wake,
             ) as candles,
         ):
             with sharing_figures(metrics, database=sync_database, clock=clock, scheduler=scheduler):
@@ -128,15 +126,33 @@ async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncI
                     database=database,
                     passwords=passwords,
                     scheduler=scheduler,
-                    threads=(scheduler, sender, candles),
+                    threads=(scheduler, *senders.threads, candles),
                     market=market_data,
+                    creator=AlertCreator(database=database, settings=settings, clock=clock),
                 )
     finally:
-        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(sender.stop))
+        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(senders.stop))
         passwords.close()
         coinmarketcap.close()
         sync_client.close()
         await async_client.close()
+
+
+def _make_senders(settings: Settings, clock: Clock, database: client.SyncDB, metrics: Metrics) -> Senders:
+    outbox = Outbox(database=database, clock=clock)
+    threads = []
+    for number in range(1, settings.smtp_connections + 1):
+        mailer = connect_mailer(settings)
+        delivery = Delivery(
+            database=database,
+            outbox=outbox,
+            mailer=mailer,
+            mail_from=settings.mail_from,
+            clock=clock,
+            metrics=metrics,
+        )
+        threads.append(SenderThread(delivery=delivery, mailer=mailer, number=number))
+    return Senders(outbox=outbox, threads=threads)
 
 
 @asynccontextmanager

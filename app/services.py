@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.alerting.creation import Turns
+from app.alerting.creation import AlertCreator
+from app.alerting.listing import Totals
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import Settings
@@ -41,4 +42,5 @@ class Services:
     scheduler: Beating
     threads: Sequence[Running]
     """All of them, the scheduler included."""
-    turns: Turns = field(default_factory=Turns)
+    creator: AlertCreator
+    totals: Totals = field(default_factory=Totals)

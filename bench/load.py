@@ -184,6 +184,7 @@ def main() -> None:
     plan = pickle.loads(sys.stdin.buffer.read())
     outcome = uvloop.run(shared.Run(plan).run())
     sys.stdout.buffer.write(pickle.dumps(outcome))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,23 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE_SECONDS) 
     raise AssertionError(f"this never came true: {condition}")
 
 
+@contextmanager
+def failing(database: SyncDB, *commands: str) -> Iterator[None]:
+    """MongoDB drops the connection of every such command."""
+    admin = database.client.admin
+    admin.command(
+        {
+            "configureFailPoint": "failCommand",
+            "mode": "alwaysOn",
+            "data": {"failCommands": list(commands), "closeConnection": True, "appName": "cryptoticker-worker"},
+        }
+    )
+    try:
+        yield
+    finally:
+        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
 def plain_text(mail: Mail) -> str:
     """The plain-text part of a mail."""
     part = next(part for part in mail.message.walk() if part.get_content_type() == "text/plain")
@@ -167,20 +184,3 @@ class Caller:
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
-
-
-@contextmanager
-def failing(database: SyncDB, *commands: str) -> Iterator[None]:
-    """MongoDB drops the connection of every such command."""
-    admin = database.client.admin
-    admin.command(
-        {
-            "configureFailPoint": "failCommand",
-            "mode": "alwaysOn",
-            "data": {"failCommands": list(commands), "closeConnection": True, "appName": "cryptoticker-worker"},
-        }
-    )
-    try:
-        yield
-    finally:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})

@@ -43,6 +43,8 @@ BAD_VALUES = [
     ("SMTP_PORT", "65536", "outside 1 to 65535"),
     ("SMTP_USER", "me\x07", "holds a control character"),
     ("SMTP_PASSWORD", "secret\x07", "holds a control character"),
+    ("SMTP_CONNECTIONS", "17", "is 17, outside 1 to 16"),
+    ("SMTP_MAILS_PER_CONNECTION", "0", "is 0, outside 1 to 1000000"),
     ("SMTP_SECURITY", "ssl", "is 'ssl', not one of starttls, tls, none"),
     ("MAIL_FROM", "nobody", "is 'nobody', which is no mail address"),
     ("CRYPTO_API_KEY", "schlüssel", "may hold only ASCII characters and no spaces"),

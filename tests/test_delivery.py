@@ -1,38 +1,49 @@
 """The outbox against real SMTP: what is sent, repeated, deferred and given up (invariants 3 and 7)."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo import MongoClient
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from app.alerting import firing
-from app.alerting.delivery import LEASE, Delivery
+from app.alerting.delivery import Delivery
 from app.alerting.mailer import SmtpMailer
 from app.alerting.message import message_id
+from app.alerting.outbox import LEASE, ONE_MAIL, Outbox
 from app.config import Settings
 from app.database import alerts, notifications
-from app.database.client import Document, SyncDB
+from app.database.client import OPTIONS, Document, SyncDB
+from app.errors import UnrecordedError
 from app.observations import Observation
 from sandbox.mailbox import Mailbox
-from tests.support import ManualClock
+from tests.support import ManualClock, failing, wait_until
 
 MAIL_FROM = "alerts@cryptoticker.example.com"
 
 
 @pytest.fixture
-def make_delivery(database: SyncDB, settings: Settings, clock: ManualClock) -> Iterator[Callable[[], Delivery]]:
-    """Senders, each with a connection of its own, on one outbox."""
-    mailers: list[SmtpMailer] = []
+def make_delivery(database: SyncDB, settings: Settings, clock: ManualClock) -> Iterator[Callable[..., Delivery]]:
+    """Senders, each with a connection of its own; without an outbox to share, each is a copy of the service."""
+    with ExitStack() as stack:
 
-    def make() -> Delivery:
-        mailers.append(SmtpMailer(settings))
-        return Delivery(database=database, mailer=mailers[-1], mail_from=MAIL_FROM, clock=clock)
+        def make(outbox: Outbox | None = None, mailer: SmtpMailer | None = None, **options: Any) -> Delivery:
+            if outbox is None:
+                outbox = Outbox(database=database, clock=clock)
+                stack.callback(outbox.close)
+            mailer = mailer or SmtpMailer(settings)
+            stack.callback(mailer.close)
+            return Delivery(
+                database=database, outbox=outbox, mailer=mailer, mail_from=MAIL_FROM, clock=clock, **options
+            )
 
-    yield make
-    for mailer in mailers:
-        mailer.close()
+        yield make
 
 
 @pytest.fixture
@@ -58,6 +69,19 @@ def fire(database: SyncDB, clock: ManualClock) -> Callable[..., list[ObjectId]]:
 
 def deliver(delivery: Delivery) -> int:
     return delivery.deliver_due(stopping=lambda: False)
+
+
+def drain(delivery: Delivery) -> None:
+    while deliver(delivery):
+        pass
+
+
+def together(deliveries: list[Delivery]) -> None:
+    threads = [Thread(target=drain, args=[delivery]) for delivery in deliveries]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def notification(database: SyncDB, alert_id: ObjectId) -> Document:
@@ -89,12 +113,12 @@ def test_a_batch_goes_over_one_connection(make_delivery: Any, fire: Any, mailbox
     assert [mail.recipient for mail in mailbox.mails] == [f"user{number}@example.com" for number in range(20)]
 
 
-def test_a_connection_is_renewed_after_fifty_mails(make_delivery: Any, fire: Any, mailbox: Mailbox) -> None:
-    fire(*[f"user{number}@example.com" for number in range(60)])
-    delivery = make_delivery()
-    while deliver(delivery):
-        pass
-    assert (len(mailbox.mails), mailbox.connections) == (60, 2)
+def test_a_connection_carries_as_many_mails_as_the_setting_says(
+    settings: Settings, make_delivery: Any, fire: Any, mailbox: Mailbox
+) -> None:
+    fire(*[f"user{number}@example.com" for number in range(25)])
+    drain(make_delivery(mailer=SmtpMailer(replace(settings, smtp_mails_per_connection=10))))
+    assert (len(mailbox.mails), mailbox.connections) == (25, 3)
 
 
 def test_a_crash_after_sending_repeats_that_mail_with_the_same_message_id(
@@ -115,6 +139,7 @@ def test_a_crash_after_sending_repeats_that_mail_with_the_same_message_id(
     # The mail is out, and the process dies before the record: the record is undone here.
     with pytest.raises(KilledError):
         dying.deliver_due(stopping=lambda: die_after_first())
+    wait_until(lambda: notification(database, first)["state"] == "sent")
     database.alerts.update_one(
         {"_id": first},
         {"$set": {"notification.state": "pending", "notification.due_at": clock.now() + LEASE}},
@@ -137,27 +162,87 @@ def test_the_message_id_is_a_pure_function_of_the_firing() -> None:
     assert message_id(one, mail_from=MAIL_FROM) != message_id(other, mail_from=MAIL_FROM)
 
 
+@pytest.mark.parametrize("copies", [True, False])
 def test_several_senders_share_an_outbox_without_repeating(
-    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock, copies: bool
 ) -> None:
-    """Of senders that reach for the same mails, each mail goes to one."""
-    from threading import Thread
-
+    """Of senders that reach for the same mails, in one process or in several, each mail goes to one."""
     addresses = [f"user{number}@example.com" for number in range(120)]
     fire(*addresses)
-
-    def drain(delivery: Delivery) -> None:
-        while deliver(delivery):
-            pass
-
-    threads = [Thread(target=drain, args=[make_delivery()]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # A sender that lost every race of its round sees an empty batch and leaves; the winners do the work.
-    drain(make_delivery())
+    shared = None if copies else Outbox(database=database, clock=clock)
+    together([make_delivery(shared) for _ in range(4)])
+    # A copy that lost every race of its round sees an empty batch and leaves; the winners do the work.
+    drain(make_delivery(shared))
     assert sorted(mail.recipient for mail in mailbox.mails) == sorted(addresses)
+    assert database.alerts.count_documents({"notification.state": "sent"}) == 120
+
+
+def test_a_connection_that_hangs_holds_up_no_mail_but_its_own(
+    settings: Settings, make_delivery: Any, fire: Any, mailbox: Mailbox, database: SyncDB, clock: ManualClock
+) -> None:
+    """Invariant 7: what one sender has in hand waits; the other sends all the rest, in order, meanwhile."""
+    shared = Outbox(database=database, clock=clock)
+    mailbox.stall("RCPT", seconds=600, times=1)
+    (stuck,) = fire("stuck@example.com")
+    hanging = make_delivery(shared, SmtpMailer(settings, step_seconds=600.0))
+    thread = Thread(target=deliver, args=[hanging], daemon=True)
+    thread.start()
+    wait_until(lambda: mailbox.connections)
+    wait_until(lambda: notification(database, stuck).get("claim"))
+    others = [f"user{number}@example.com" for number in range(60)]
+    fire(*others)
+    drain(make_delivery(shared))
+    assert [mail.recipient for mail in mailbox.mails] == others
+    assert notification(database, stuck)["state"] == "pending"
+    mailbox.close_connections()
+    thread.join()
+
+
+def test_no_text_is_handed_over_before_the_last_mail_is_recorded(
+    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
+) -> None:
+    """Invariant 3: a crash leaves one mail of a sender in doubt, never two."""
+    ids = fire(*[f"user{number}@example.com" for number in range(3)])
+    shared = Outbox(database=database, clock=clock)
+    claimed = shared.take()
+    assert claimed is not None
+    shared.give_back(claimed)
+    delivery = make_delivery(shared, record_seconds=0.2)
+    with failing(database, "update"):
+        with pytest.raises(UnrecordedError):
+            deliver(delivery)
+        with pytest.raises(UnrecordedError):
+            deliver(delivery)
+        assert [mail.recipient for mail in mailbox.mails] == ["user0@example.com"]
+    wait_until(lambda: notification(database, ids[0])["state"] == "sent")
+    drain(delivery)
+    assert [mail.recipient for mail in mailbox.mails] == [f"user{number}@example.com" for number in range(3)]
+    assert database.alerts.count_documents({"notification.state": "sent"}) == 3
+
+
+def test_every_record_is_made_safe_with_a_majority(
+    mongo_url: str, database_name: str, make_delivery: Any, fire: Any, clock: ManualClock
+) -> None:
+    """A record that only the primary has is lost with it, and its mail repeated."""
+    ids = fire(*[f"user{number}@example.com" for number in range(60)])
+    safe: set[ObjectId] = set()
+
+    class Writes(CommandListener):
+        def started(self, event: CommandStartedEvent) -> None:
+            if event.command_name == "update" and event.command["writeConcern"]["w"] == "majority":
+                for update in event.command["updates"]:
+                    if update["u"].get("$set", {}).get("notification.state") == "sent":
+                        safe.update(update["q"]["_id"]["$in"])
+
+        def succeeded(self, event: CommandSucceededEvent) -> None: ...
+
+        def failed(self, event: CommandFailedEvent) -> None: ...
+
+    with MongoClient[Document](mongo_url, event_listeners=[Writes()], **OPTIONS) as client:
+        shared = Outbox(database=client[database_name], clock=clock)
+        drain(make_delivery(shared))
+        shared.close()
+    assert safe == set(ids)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +333,7 @@ def test_no_outage_of_the_mail_server_makes_a_mail_fail(
     assert any("can't be reached" in (state["error"] or "") for state in states)
 
     with Mailbox(port=mailbox.port) as revived:
-        while deliver(delivery):
-            pass
+        drain(delivery)
         assert sorted(mail.recipient for mail in revived.mails) == [f"user{number}@example.com" for number in range(5)]
         assert all("This notice is 3 d late" in str(mail.message) for mail in revived.mails)
 
@@ -260,10 +344,10 @@ def test_a_failing_mail_server_is_left_alone_for_ever_longer(
     fire(*[f"user{number}@example.com" for number in range(30)])
     mailbox.stop()
     delivery = make_delivery()
-    assert deliver(delivery) == 30  # one of them is tried, the others are put back untried
+    assert deliver(delivery) == 1  # the others are put back untried
     assert deliver(delivery) == 0
     clock.advance(2)
-    assert deliver(delivery) > 0
+    assert deliver(delivery) == 1
     clock.advance(2)
     assert deliver(delivery) == 0
 
@@ -298,15 +382,12 @@ def test_a_mail_that_was_put_back_keeps_its_place_in_the_queue(
 
 
 def test_a_server_that_thinks_long_about_a_mail_gets_it_once(
-    database: SyncDB, settings: Settings, fire: Any, mailbox: Mailbox, clock: ManualClock
+    database: SyncDB, settings: Settings, make_delivery: Any, fire: Any, mailbox: Mailbox
 ) -> None:
     """Scanners may take far longer over the whole mail than over any step before: that is no hang-up."""
     fire("alice@example.com")
     mailbox.stall("DATA", seconds=0.6, times=1)
-    mailer = SmtpMailer(settings, step_seconds=0.2, accept_seconds=20.0)
-    delivery = Delivery(database=database, mailer=mailer, mail_from=MAIL_FROM, clock=clock)
-    deliver(delivery)
-    mailer.close()
+    deliver(make_delivery(mailer=SmtpMailer(settings, step_seconds=0.2, accept_seconds=20.0)))
     assert [mail.recipient for mail in mailbox.mails] == ["alice@example.com"]
     assert database.alerts.count_documents({"notification.state": "sent"}) == 1
 
@@ -396,19 +477,17 @@ def test_a_stop_puts_back_what_was_not_begun(
     assert len(mailbox.mails) == 10
 
 
-def test_a_mail_is_not_begun_when_its_lease_could_end_first(
-    database: SyncDB, make_delivery: Any, fire: Any, mailbox: Mailbox, clock: ManualClock
-) -> None:
-    """Slow mails use up the batch's lease: the rest goes back instead of being sent by two at once."""
-    fire(*[f"user{number}@example.com" for number in range(5)])
-
-    def time_passes() -> bool:
-        clock.advance(4)
-        return False
-
-    make_delivery().deliver_due(stopping=time_passes)
-    assert 0 < len(mailbox.mails) < 5
-    assert database.alerts.count_documents({"notification.due_at": {"$lte": clock.now()}}) == 5 - len(mailbox.mails)
+def test_a_mail_is_not_begun_when_its_lease_could_end_first(database: SyncDB, fire: Any, clock: ManualClock) -> None:
+    """Slow mails use up the lease of what was claimed with them: it is claimed anew, else two could send it."""
+    fire(*[f"user{number}@example.com" for number in range(4)])
+    outbox = Outbox(database=database, clock=clock)
+    for number in range(4):
+        alert = outbox.take()
+        assert alert is not None
+        assert alert["email"] == f"user{number}@example.com"
+        assert notification(database, alert["_id"])["due_at"] - clock.now() >= ONE_MAIL
+        clock.advance(9)
+    assert outbox.take() is None
 
 
 def test_an_outcome_counts_only_for_who_holds_the_claim_but_sent_is_sent(
@@ -416,24 +495,24 @@ def test_an_outcome_counts_only_for_who_holds_the_claim_but_sent_is_sent(
 ) -> None:
     """A sender that overran its lease can't fail or defer what another holds; that it sent it remains true."""
     (alert_id,) = fire("alice@example.com")
-    claim_of = [
-        notifications.claim_due(database, now=clock.now() + delay, lease=LEASE, limit=5)[0]
+    (overran,), (holds,) = (
+        notifications.claim_due(database, now=clock.now() + delay, lease=LEASE, limit=5)
         for delay in (timedelta(0), 2 * LEASE)
-    ]
+    )
     now = clock.now()
-    assert not notifications.mark_failed(database, alert_id, claim_of[0], error="late")
-    assert not notifications.mark_refused(database, alert_id, claim_of[0], error="late", due_at=now, since=now)
-    assert not notifications.mark_untaken(database, alert_id, claim_of[0], error="late", due_at=now)
-    assert notifications.mark_sent(database, alert_id, now=now)
-    assert not notifications.mark_sent(database, alert_id, now=now)
-    assert not notifications.mark_failed(database, alert_id, claim_of[1], error="too late")
+    assert not notifications.mark_failed(database, overran, error="late")
+    assert not notifications.mark_refused(database, overran, error="late", due_at=now, since=now)
+    assert not notifications.mark_untaken(database, overran, error="late", due_at=now)
+    assert notifications.mark_sent(database, [alert_id], now=now) == 1
+    assert notifications.mark_sent(database, [alert_id], now=now) == 0
+    assert not notifications.mark_failed(database, holds, error="too late")
 
 
 def test_a_database_of_ones_own_has_no_claims_to_wait_for(database: SyncDB, fire: Any, clock: ManualClock) -> None:
     fire("a@example.com", "b@example.com", "c@example.com")
 
     def claim() -> int:
-        return len(notifications.claim_due(database, now=clock.now(), lease=LEASE, limit=5)[1])
+        return len(notifications.claim_due(database, now=clock.now(), lease=LEASE, limit=5))
 
     assert (claim(), claim()) == (3, 0)
     notifications.release_all(database, now=clock.now())

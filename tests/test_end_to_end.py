@@ -1,8 +1,10 @@
 """A price moves on the wire, a person gets one correct mail."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from app.config import Settings
+from app.database.client import SyncDB
 from sandbox.exchange import Exchange
 from sandbox.faults import Fault
 from sandbox.mailbox import Mailbox
@@ -141,3 +143,40 @@ def test_forty_malformed_replies_fire_nothing_and_the_next_good_one_fires_what_i
     assert alice.alert(alert["alert_id"])["triggered_price"] == 106_000.0
     wait_for_polls(exchange, 2)
     assert len(mailbox.mails) == 1
+
+
+def test_a_connection_that_hangs_delays_no_mail_of_the_others(
+    settings: Settings, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller]
+) -> None:
+    """Invariant 7: SMTP_CONNECTIONS are so many threads; while one hangs, the others send all the rest."""
+    mailbox.stall("RCPT", seconds=600, times=2)
+    with running_service(replace(settings, smtp_connections=3)) as url:
+        alice = caller(url).sign_up("alice@example.com")
+        for number in range(20):
+            alice.create(110_000.0 + number)
+        exchange.market.set_price(BTC, 120_000.0)
+        mailbox.wait_for(18)
+        assert mailbox.connections == 3
+        mailbox.behave()
+        mailbox.close_connections()
+        wait_until(lambda: alice.get("/health").json()["status"])
+    assert len({str(mail.message["Message-ID"]) for mail in mailbox.mails}) == len(mailbox.mails)
+
+
+def test_a_stop_puts_back_what_no_sender_has_begun(
+    settings: Settings, exchange: Exchange, mailbox: Mailbox, caller: Callable[[str], Caller], database: SyncDB
+) -> None:
+    """Each sender finishes the mail in hand; the others' places in the queue are as if nobody had claimed them."""
+    with running_service(replace(settings, smtp_connections=3)) as url:
+        alice = caller(url).sign_up("alice@example.com")
+        for number in range(60):
+            alice.create(110_000.0 + number)
+        mailbox.stall("DATA", seconds=0.05, times=None)
+        exchange.market.set_price(BTC, 120_000.0)
+        mailbox.wait_for(3)
+    owed = list(database.alerts.find({"notification.state": "pending"}))
+    assert database.alerts.count_documents({"notification.state": "sent"}) == len(mailbox.mails) == 60 - len(owed)
+    assert owed
+    assert all(
+        alert["notification"]["due_at"] == alert["fired_at"] and "claim" not in alert["notification"] for alert in owed
+    )

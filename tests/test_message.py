@@ -3,14 +3,16 @@
 import email
 import email.policy
 from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
 from typing import Any
 
 import pytest
 from bson import ObjectId
 
-from app.alerting.message import compose, format_lateness, format_price
+from app.alerting.message import BOUNDARY, compose, format_lateness, format_price
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+HEADERS = ("Subject", "From", "To", "Date", "Message-ID", "Auto-Submitted", "MIME-Version")
 
 
 def fired(**changes: Any) -> dict[str, Any]:
@@ -33,33 +35,84 @@ def fired(**changes: Any) -> dict[str, Any]:
 
 
 def parts(alert: dict[str, Any], late: timedelta = timedelta(seconds=5)) -> tuple[str, str]:
-    message = compose(alert, mail_from="CryptoTicker <alerts@example.org>", now=NOON + late)
-    plain, html = (bytes(part) for part in message.iter_parts())
-    return read(plain), read(html)
+    message = composed(alert, now=NOON + late)
+    plain, html = (part.get_content() for part in message.iter_parts())
+    return plain, html
 
 
-def read(part: bytes) -> str:
-    content: str = email.message_from_bytes(part, policy=email.policy.default).get_content()
-    return content
+def composed(alert: dict[str, Any], now: datetime = NOON) -> EmailMessage:
+    """The mail as a mail program reads it."""
+    content = compose(alert, mail_from="CryptoTicker <alerts@example.org>", now=now).content
+    message = email.message_from_bytes(content, policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    return message
 
 
 def test_headers() -> None:
-    message = compose(fired(), mail_from="CryptoTicker <alerts@example.org>", now=NOON)
+    message = composed(fired())
     assert message["Subject"] == "BTC rose above 100,000 USD"
     assert message["From"] == "CryptoTicker <alerts@example.org>"
     assert message["To"] == "alice@example.com"
     assert message["Date"].datetime == NOON
     assert message["Auto-Submitted"] == "auto-generated"
     assert message["Message-ID"].endswith("@example.org>")
-    falling = compose(fired(direction="below", target=0.5, symbol="DOGE"), mail_from="a@example.org", now=NOON)
+    falling = composed(fired(direction="below", target=0.5, symbol="DOGE"))
     assert falling["Subject"] == "DOGE fell below 0.5 USD"
 
 
+STRANGE = {
+    "plain": {},
+    "a coin outside ASCII": {"symbol": "币安人生"},
+    "a long name and a long price": {"symbol": "W" * 32, "target": 1.2345678901234567e-18},
+    "a coin that looks like an encoded word": {"symbol": "=?utf-8?q?x?="},
+    "an invisible character": {"symbol": "A\u200bB"},
+    "a control character": {"symbol": "A\tB"},
+    "quoted-printable's own sign": {"symbol": "=3D="},
+    "the boundary": {"symbol": f"--{BOUNDARY}--"},
+    "a coin that is a dot": {"symbol": "."},
+    "an address outside ASCII": {"email": "jörg@example.com"},
+    "a long address": {"email": f"{'a' * 64}@{'b' * 60}.{'c' * 60}.{'d' * 60}.example"},
+}
+
+
+@pytest.mark.parametrize("changes", STRANGE.values(), ids=STRANGE)
+def test_the_skeleton_reads_like_what_the_email_package_writes(changes: dict[str, Any]) -> None:
+    """The same headers and texts, and every line within RFC 5322's and RFC 2045's limits."""
+    alert = fired(**changes)
+    mail = compose(alert, mail_from="CryptoTicker <alerts@example.org>", now=NOON)
+    read = composed(alert)
+    written = EmailMessage(policy=email.policy.SMTPUTF8)
+    for name, value in read.items():
+        if name not in {"MIME-Version", "Content-Type"}:
+            written[name] = value
+    plain, html = parts(alert)
+    written.set_content(plain)
+    written.add_alternative(html, subtype="html")
+    again = email.message_from_bytes(bytes(written), policy=email.policy.default)
+    assert isinstance(again, EmailMessage)
+    if "=?" not in alert["symbol"]:  # which the package would take for an encoded word, and decode
+        assert {name: read[name] for name in HEADERS} == {name: again[name] for name in HEADERS}
+    assert [part.get_content() for part in again.iter_parts()] == [plain, html]
+    assert [part.defects for part in read.walk()] == [[], [], []]
+    assert all(len(line) <= 998 for line in mail.content.split(b"\r\n"))
+    assert b"\n" not in mail.content.replace(b"\r\n", b"")
+    assert b"\r" not in mail.content.replace(b"\r\n", b"")
+    assert alert["symbol"] in plain
+    assert read["Subject"].startswith(alert["symbol"])
+    assert read["To"] == alert["email"] == mail.recipient
+    assert mail.content.isascii() == alert["email"].isascii()
+
+
+@pytest.mark.parametrize("field", ["symbol", "email"])
+@pytest.mark.parametrize("line_break", ["\r\n", "\n", "\r"])
+def test_no_header_can_be_smuggled_in(field: str, line_break: str) -> None:
+    with pytest.raises(ValueError, match="line break"):
+        compose(fired(**{field: f"x{line_break}Bcc: eve@example.com"}), mail_from="a@example.org", now=NOON)
+
+
 def test_a_price_that_was_there_already_neither_rose_nor_fell() -> None:
-    was_there = compose(fired(target=90_000.0), mail_from="a@example.org", now=NOON)
-    assert was_there["Subject"] == "BTC is above 90,000 USD"
-    under = compose(fired(direction="below", target=200_000.0), mail_from="a@example.org", now=NOON)
-    assert under["Subject"] == "BTC is below 200,000 USD"
+    assert composed(fired(target=90_000.0))["Subject"] == "BTC is above 90,000 USD"
+    assert composed(fired(direction="below", target=200_000.0))["Subject"] == "BTC is below 200,000 USD"
 
 
 def test_both_texts_say_everything() -> None:

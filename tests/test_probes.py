@@ -40,7 +40,7 @@ def stopped(process: int) -> Iterator[None]:
 
 
 def test_a_healthy_service_is_alive_and_ready(service: str) -> None:
-    threads = {"scheduler": "ok", "sender": "ok", "candle thread": "ok"}
+    threads = {"scheduler": "ok", "sender 1": "ok", "sender 2": "ok", "candle thread": "ok"}
     for slash in ("", "/"):
         assert state(f"{service}/health/live{slash}") == (200, {"status": "ok", "threads": threads})
         assert state(f"{service}/health/ready{slash}") == (200, {"status": "ok", "database": "ok"})

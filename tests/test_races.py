@@ -8,7 +8,7 @@ from threading import Barrier
 from bson import ObjectId
 
 from app.alerting import firing
-from app.alerting.creation import Turns, create_alert
+from app.alerting.creation import AlertCreator
 from app.auth.auth_handler import CurrentUser
 from app.clock import Clock
 from app.database.client import Document, SyncDB, connect_async
@@ -93,9 +93,8 @@ async def create(mongo_url: str, database_name: str, wish: AlertSchema, clock: C
     client = connect_async(mongo_url)
     user = CurrentUser(ObjectId(), "alice@example.com")
     try:
-        return await create_alert(
-            client[database_name], wish, user=user, settings=make_settings(), clock=clock, turns=Turns()
-        )
+        creator = AlertCreator(database=client[database_name], settings=make_settings(), clock=clock)
+        return await creator.create(wish, user=user)
     finally:
         await client.close()
 

@@ -9,7 +9,7 @@ import jwt
 import pytest
 
 from tests.conftest import Quiet
-from tests.support import PASSWORD, SECRET, Caller
+from tests.support import PASSWORD, SECRET, Caller, wait_until
 
 SIGN_UP = {"username": "carol", "email": "Carol@Example.com", "password": PASSWORD}
 
@@ -141,3 +141,13 @@ def test_a_token_that_holds_is_let_in(stranger: Caller) -> None:
     """The control of the test above: the same claims, signed properly."""
     stranger.token = jwt.encode(claims(), SECRET, "HS256")
     assert stranger.get("/alerts/fetch/").status_code == 200
+
+
+def test_a_token_that_held_is_a_401_once_it_has_expired(stranger: Caller) -> None:
+    """Verified tokens are remembered: not for longer than they hold."""
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    stranger.token = jwt.encode(claims(exp=soon), SECRET, "HS256")
+    assert stranger.get("/alerts/fetch/").status_code == 200
+    wait_until(lambda: stranger.get("/alerts/fetch/").status_code == 401)
+    assert datetime.now(UTC) >= soon.replace(microsecond=0)
+    assert "expired" in stranger.get("/alerts/fetch/").json()["detail"]

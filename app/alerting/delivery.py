@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 
-from bson import ObjectId
+from pymongo.errors import PyMongoError
 
-from app.alerting import mailer as mailing
 from app.alerting.mailer import Mailer
 from app.alerting.message import compose
+from app.alerting.outbox import Outbox
 from app.backoff import BackOff
 from app.clock import Clock
 from app.database import notifications
@@ -19,16 +20,16 @@ from app.errors import (
     MailServerError,
     RecipientDeferredError,
     RecipientRefusedError,
+    UnrecordedError,
 )
 from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 BATCH = 50
-ONE_MAIL = timedelta(seconds=mailing.LONGEST_MAIL_SECONDS)
-"""The longest that one mail can take before its time-outs end it: that much of a lease must be left to begin it."""
-LEASE = ONE_MAIL + timedelta(seconds=10)
-"""After a crash the mails in hand are sent again once it has run out."""
+"""After how many mails a sender looks up: whether its records are safe, whether anything went wrong."""
+RECORD_SECONDS = 10.0
+"""How long a mail that is ready to be handed over waits for the record of the one before."""
 
 REFUSED = BackOff(timedelta(seconds=30), timedelta(hours=1))
 SERVER_DOWN = BackOff(timedelta(seconds=2), timedelta(minutes=1))
@@ -39,64 +40,98 @@ FEWEST_REFUSALS = 10
 
 
 class Delivery:
-    """Sends what is due over one mailer. Belongs to one thread; any number of them may share an outbox."""
+    """Sends what is due over one mailer. Belongs to one thread; any number of them may share an outbox.
+
+    No text is handed over before the mail that went before it is recorded: a crash can repeat one mail of each sender.
+    """
 
     def __init__(
-        self, *, database: SyncDB, mailer: Mailer, mail_from: str, clock: Clock, metrics: Metrics | None = None
+        self,
+        *,
+        database: SyncDB,
+        outbox: Outbox,
+        mailer: Mailer,
+        mail_from: str,
+        clock: Clock,
+        record_seconds: float = RECORD_SECONDS,
+        metrics: Metrics | None = None,
     ) -> None:
         self._database = database
+        self._outbox = outbox
         self._mailer = mailer
         self._mail_from = mail_from
         self._clock = clock
         self._metrics = metrics or Metrics()
+        self._record_seconds = record_seconds
         self._server_failures = 0
         self._quiet_until = clock.monotonic()
+        self._last_record: Future[None] | None = None
 
     def deliver_due(self, *, stopping: Callable[[], bool]) -> int:
-        """Claim one batch and send it; returns how many mails were claimed, 0 when nothing is due or the server rests.
+        """Send a batch; returns how many mails were taken up, 0 when nothing is due or the server rests.
 
-        Stops between two mails when `stopping()` says so; what was not begun is put back for anyone to send.
+        Ends between two mails when `stopping()` says so, and puts back what nobody took. Raises PyMongoError, and
+        UnrecordedError while MongoDB does not take the record of the last mail.
         """
-        if self._clock.monotonic() < self._quiet_until:
-            return 0
-        now = self._clock.now()
-        claim, alerts = notifications.claim_due(self._database, now=now, lease=LEASE, limit=BATCH)
-        for index, alert in enumerate(alerts):
-            # The first mail after a rest is how we learn whether the server is back.
-            resting = index > 0 and self._server_failures > 0
-            if stopping() or resting or self._clock.now() + ONE_MAIL > now + LEASE:
-                notifications.release(self._database, alerts[index:], claim)
-                break
-            self._deliver(alert, claim)
-        return len(alerts)
+        taken = 0
+        self._await_record()
+        while taken < BATCH and not self._rests() and (alert := self._next(stopping)):
+            self._deliver(alert)
+            taken += 1
+        if 0 < taken < BATCH:
+            self._last_record = self._outbox.records.settle()
+            self._await_record()
+        return taken
 
-    def _deliver(self, alert: Document, claim: ObjectId) -> None:
+    def _next(self, stopping: Callable[[], bool]) -> Document | None:
+        if stopping():
+            self._outbox.release()
+            return None
+        return self._outbox.take()
+
+    def _rests(self) -> bool:
+        return self._clock.monotonic() < self._quiet_until
+
+    def _await_record(self) -> None:
+        """Raises UnrecordedError when that takes too long."""
+        record, self._last_record = self._last_record, None
+        if record is None:
+            return
+        try:
+            record.result(self._record_seconds)
+        except (TimeoutError, PyMongoError) as error:
+            self._last_record = record
+            raise UnrecordedError("MongoDB has not taken the record of the last mail") from error
+
+    def _deliver(self, alert: Document) -> None:
         """Send one mail and record the outcome, whatever it is. Raises only for MongoDB."""
         alert_id = alert["_id"]
         try:
-            self._mailer.deliver(compose(alert, mail_from=self._mail_from, now=self._clock.now()))
+            mail = compose(alert, mail_from=self._mail_from, now=self._clock.now())
+            self._mailer.deliver(mail, before_text=self._await_record)
+        except UnrecordedError:
+            self._outbox.give_back(alert)
+            raise
         except RecipientRefusedError as error:
-            notifications.mark_failed(self._database, alert_id, claim, error=str(error))
+            notifications.mark_failed(self._database, alert, error=str(error))
             self._metrics.mailed("failed")
             logger.warning("alert %s: mail refused for good: %s", alert_id, error)
-        except RecipientDeferredError as error:
-            self._defer_refused(alert, claim, error)
-        except MailInterruptedError as error:
-            self._defer_refused(alert, claim, error)
+        except (RecipientDeferredError, MailInterruptedError) as error:
+            self._defer_refused(alert, error)
         except MailServerError as error:
-            self._rest(alert, claim, error)
+            self._rest(alert, error)
             return
         except Exception as error:
             # One alert that can't be made into a mail must not keep the others in the queue (invariant 7).
             logger.exception("alert %s: mail could not be composed or sent", alert_id)
-            self._defer_refused(alert, claim, MailError(f"internal error: {type(error).__name__}"))
+            self._defer_refused(alert, MailError(f"internal error: {type(error).__name__}"))
         else:
-            notifications.mark_sent(self._database, alert_id, now=self._clock.now())
+            self._last_record = self._outbox.records.add(alert_id)
             self._metrics.mailed("sent")
             logger.info("alert %s: mail %s", alert_id, self._mailer.accepted)
         self._server_failures = 0
 
-    def _defer_refused(self, alert: Document, claim: ObjectId, error: MailError) -> None:
+    def _defer_refused(self, alert: Document, error: MailError) -> None:
         """Try this mail again later; one that was refused for a day, and often, is given up."""
         now = self._clock.now()
         known = alert["notification"]
@@ -106,23 +141,22 @@ class Delivery:
             words = (
                 f"given up after {PATIENCE // timedelta(hours=1)} hours of temporary refusals, the last one: {error}"
             )
-            notifications.mark_failed(self._database, alert["_id"], claim, error=words)
+            notifications.mark_failed(self._database, alert, error=words)
             self._metrics.mailed("failed")
             logger.warning("alert %s: mail %s", alert["_id"], words)
             return
         wait = REFUSED.after(refusals)
-        notifications.mark_refused(
-            self._database, alert["_id"], claim, error=str(error), due_at=now + wait, since=since
-        )
+        notifications.mark_refused(self._database, alert, error=str(error), due_at=now + wait, since=since)
         self._metrics.mailed("deferred")
         logger.warning("alert %s: mail not taken, trying again in %d s: %s", alert["_id"], wait.seconds, error)
 
-    def _rest(self, alert: Document, claim: ObjectId, error: MailServerError) -> None:
+    def _rest(self, alert: Document, error: MailServerError) -> None:
         """Leave a mail server that isn't there alone for a while; mails lose nothing by it, however long that takes."""
         wait = SERVER_DOWN.after(self._server_failures)
         self._server_failures += 1
         self._quiet_until = self._clock.monotonic() + wait.total_seconds()
         due_at = self._clock.now() + wait
-        notifications.mark_untaken(self._database, alert["_id"], claim, error=str(error), due_at=due_at)
+        notifications.mark_untaken(self._database, alert, error=str(error), due_at=due_at)
+        self._outbox.release()
         self._metrics.mailed("server_down")
         logger.error("all mails wait, next try in %d s: %s", wait.total_seconds(), error)

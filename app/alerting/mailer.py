@@ -4,10 +4,12 @@ import contextlib
 import smtplib
 import ssl
 import time
-from email.message import EmailMessage
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from app.alerting.conversation import Conversation, TlsConversation, nothing
+from app.alerting.message import Mail
 from app.config import Settings
 from app.errors import (
     MailError,
@@ -22,11 +24,9 @@ STEP_SECONDS = 10.0
 ACCEPT_SECONDS = 60.0
 """For the answer to the whole mail: servers look for viruses and spam before they give it."""
 LONGEST_MAIL_SECONDS = ACCEPT_SECONDS + 5 * STEP_SECONDS
-"""A mail on a kept connection: NOOP, MAIL, RCPT, DATA, the mail itself, RSET."""
+"""A mail on a kept connection: NOOP, MAIL, RCPT, DATA, what comes before the text (or RSET), the mail itself."""
 IDLE_SECONDS = 5.0
 """A connection that was idle for longer is asked for a sign of life before it gets a mail."""
-MAILS_PER_CONNECTION = 50
-"""Providers cap it, mostly without saying where: reconnecting this often stays below the caps that are known."""
 
 CLOSING = 421
 WANTS_LOGIN = {530, 534, 535, 538}
@@ -39,8 +39,11 @@ class Mailer(Protocol):
 
     accepted: str
 
-    def deliver(self, message: EmailMessage) -> None:
-        """Return once the mail is accepted for its one recipient. Raises a MailError otherwise."""
+    def deliver(self, mail: Mail, *, before_text: Callable[[], None] = nothing) -> None:
+        """Return once the mail is accepted for its one recipient. Raises a MailError otherwise.
+
+        `before_text` is called when nothing is left to do but to hand the text over; what it raises prevents that.
+        """
 
     def close(self) -> None:
         """Let go of any connection."""
@@ -60,42 +63,20 @@ class FileMailer:
         self._folder = folder
         self.accepted = f"written to {folder}, as SMTP_HOST is not set"
 
-    def deliver(self, message: EmailMessage) -> None:
+    def deliver(self, mail: Mail, *, before_text: Callable[[], None] = nothing) -> None:
         """Write `<Message-ID>.eml`; the same mail again replaces its own file."""
-        name = message["Message-ID"].strip("<>").partition("@")[0]
+        before_text()
+        name = mail.message_id.strip("<>").partition("@")[0]
         part = self._folder / f"{name}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(bytes(message))
+            part.write_bytes(mail.content)
             part.rename(part.with_suffix(".eml"))
         except OSError as error:
             raise MailServerError(f"could not write to {self._folder}: {error.strerror}") from error
 
     def close(self) -> None:
         """Nothing is kept open."""
-
-
-class _Conversation(smtplib.SMTP):
-    """Patient with a server that has the whole mail; and tells a break-off then from one before."""
-
-    accept_seconds = ACCEPT_SECONDS
-
-    def data(self, msg: Any) -> tuple[int, bytes]:
-        """Hand the mail over. Raises MailInterruptedError when no answer comes."""
-        connection = self.sock
-        if connection:
-            connection.settimeout(self.accept_seconds)
-        try:
-            answer = super().data(msg)
-        except smtplib.SMTPServerDisconnected as error:
-            raise MailInterruptedError(f"the mail server broke off after it had the mail: {error}") from error
-        if connection:
-            connection.settimeout(self.timeout)
-        return answer
-
-
-class _TlsConversation(_Conversation, smtplib.SMTP_SSL):
-    """The same through TLS from the first byte."""
 
 
 class SmtpMailer:
@@ -108,12 +89,13 @@ class SmtpMailer:
         self._settings = settings
         self._step_seconds = step_seconds
         self._accept_seconds = accept_seconds
-        self._smtp: smtplib.SMTP | None = None
+        self._smtp: Conversation | None = None
         self._tls: ssl.SSLContext | None = None
         self._last_used = 0.0
         self._mails = 0
+        self._local_name: str | None = None
 
-    def deliver(self, message: EmailMessage) -> None:
+    def deliver(self, mail: Mail, *, before_text: Callable[[], None] = nothing) -> None:
         """Send one mail to its one recipient.
 
         A kept connection may have died unnoticed, so one that breaks off before the mail was handed over is replaced
@@ -122,11 +104,11 @@ class SmtpMailer:
         """
         kept = self._is_alive()
         try:
-            self._send(message)
+            self._send(mail, before_text)
         except smtplib.SMTPServerDisconnected as error:
             if not kept or _is_late(error):
                 raise MailInterruptedError(f"the mail server broke off: {error}") from error
-            self._send_afresh(message)
+            self._send_afresh(mail, before_text)
 
     def close(self) -> None:
         """Say goodbye, if the server still listens."""
@@ -135,23 +117,24 @@ class SmtpMailer:
                 self._smtp.quit()
         self._drop()
 
-    def _send_afresh(self, message: EmailMessage) -> None:
+    def _send_afresh(self, mail: Mail, before_text: Callable[[], None]) -> None:
         try:
-            self._send(message)
+            self._send(mail, before_text)
         except smtplib.SMTPServerDisconnected as error:
             raise MailInterruptedError(f"the mail server broke off: {error}") from error
 
-    def _send(self, message: EmailMessage) -> None:
+    def _send(self, mail: Mail, before_text: Callable[[], None]) -> None:
         """Raises SMTPServerDisconnected when the connection breaks off before the mail was handed over."""
         smtp = self._smtp or self._connect()
+        smtp.before_text = before_text
         try:
-            smtp.send_message(message)
+            smtp.sendmail(mail.sender, [mail.recipient], mail.content, self._options(smtp, mail))
         except smtplib.SMTPRecipientsRefused as error:
             raise _verdict(*next(iter(error.recipients.values()))) from error
         except smtplib.SMTPDataError as error:
             raise _verdict(error.smtp_code, error.smtp_error) from error
         except smtplib.SMTPNotSupportedError as error:
-            if message["To"].isascii():
+            if mail.recipient.isascii():
                 raise MailServerError(f"the mail server can't write MAIL_FROM: {error}") from error
             raise RecipientRefusedError(f"the mail server can't write to this address: {error}") from error
         except (smtplib.SMTPServerDisconnected, MailInterruptedError):
@@ -163,12 +146,22 @@ class SmtpMailer:
         finally:
             self._last_used = time.monotonic()
         self._mails += 1
-        if self._mails >= MAILS_PER_CONNECTION:
+        if self._mails >= self._settings.smtp_mails_per_connection:
             self.close()
+
+    def _options(self, smtp: smtplib.SMTP, mail: Mail) -> tuple[str, ...]:
+        """What to ask of the server for an address outside ASCII (RFC 6531); raises SMTPNotSupportedError."""
+        if mail.sender.isascii() and mail.recipient.isascii():
+            return ()
+        smtp.ehlo_or_helo_if_needed()
+        if not smtp.has_extn("smtputf8"):
+            raise smtplib.SMTPNotSupportedError("it does not offer SMTPUTF8")
+        return ("SMTPUTF8", "BODY=8BITMIME")
 
     def _is_alive(self) -> bool:
         """Tell whether there is a kept connection worth trying; one that fell silent is dropped."""
-        if self._smtp is None:
+        if self._smtp is None or self._smtp.sock is None:
+            self._drop()
             return False
         if time.monotonic() - self._last_used > IDLE_SECONDS:
             try:
@@ -177,7 +170,7 @@ class SmtpMailer:
                 self._drop()
         return self._smtp is not None
 
-    def _connect(self) -> smtplib.SMTP:
+    def _connect(self) -> Conversation:
         try:
             self._smtp = self._open()
         except (smtplib.SMTPException, OSError, UnicodeError) as error:
@@ -186,15 +179,15 @@ class SmtpMailer:
         self._mails = 0
         return self._smtp
 
-    def _open(self) -> smtplib.SMTP:
+    def _open(self) -> Conversation:
         settings = self._settings
-        smtp: _Conversation
+        where = settings.smtp_host, settings.smtp_port, self._local_name
+        smtp: Conversation
         if settings.smtp_security == "tls":
-            smtp = _TlsConversation(
-                settings.smtp_host, settings.smtp_port, timeout=self._step_seconds, context=self._context()
-            )
+            smtp = TlsConversation(*where, timeout=self._step_seconds, context=self._context())
         else:
-            smtp = _Conversation(settings.smtp_host, settings.smtp_port, timeout=self._step_seconds)
+            smtp = Conversation(*where, timeout=self._step_seconds)
+        self._local_name = smtp.local_hostname  # to find it out may take a DNS server's time-out
         smtp.accept_seconds = self._accept_seconds
         self._smtp = smtp  # from here on it is dropped if a step fails
         if settings.smtp_security == "starttls":

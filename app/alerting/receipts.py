@@ -54,7 +54,7 @@ async def _by_polls(
     """What polls saw. A poll is an instant; they count as a whole as long as none is missing between them."""
     source = coinmarketcap.SOURCE
     holes = _holes_of(source, records, life)
-    last = await coins.last_price(database, coin_id=alert["coin_id"])
+    (last,) = await coins.last_prices(database, [alert["coin_id"]])
     until = last.at if last else life.start
     feed = await feeds.feed(database, source=source)
     if life.end - until > longest_gap(feed.get("poll_seconds", poll_seconds)):

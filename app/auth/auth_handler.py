@@ -1,7 +1,9 @@
 """Bearer tokens: JWTs signed with HS256."""
 
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -11,6 +13,8 @@ from app.errors import UnauthorizedError
 
 ALGORITHM = "HS256"
 REQUIRED_CLAIMS = ["exp", "iat", "sub"]
+MOST_TOKENS = 10_000
+"""So many verified tokens are remembered, in memory: the same one comes with each request of a user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +36,28 @@ def decodeJWT(token: str, *, secret: str) -> CurrentUser:
 
     Raises UnauthorizedError for a token that is malformed, unsigned, signed otherwise, expired, or lacks a claim.
     """
+    user, expires_at = _verified(token, secret)
+    if time.time() >= expires_at:
+        raise _expired()
+    return user
+
+
+@lru_cache(maxsize=MOST_TOKENS)
+def _verified(token: str, secret: str) -> tuple[CurrentUser, float]:
+    """Whom a token that holds speaks for, and until when (Unix time). One that does not hold is never remembered."""
     try:
         claims: dict[str, Any] = jwt.decode(token, secret, algorithms=[ALGORITHM], options={"require": REQUIRED_CLAIMS})
     except jwt.ExpiredSignatureError as error:
-        raise unauthorized("The token has expired. Log in again at POST /user/login/.") from error
+        raise _expired() from error
     except jwt.InvalidTokenError as error:
         raise unauthorized("The token is not valid. Log in again at POST /user/login/.") from error
     if not ObjectId.is_valid(claims["sub"]) or not isinstance(claims.get("email"), str):
         raise unauthorized("The token is not valid. Log in again at POST /user/login/.")
-    return CurrentUser(user_id=ObjectId(claims["sub"]), email=claims["email"])
+    return CurrentUser(user_id=ObjectId(claims["sub"]), email=claims["email"]), float(claims["exp"])
+
+
+def _expired() -> UnauthorizedError:
+    return unauthorized("The token has expired. Log in again at POST /user/login/.")
 
 
 def unauthorized(detail: str) -> UnauthorizedError:

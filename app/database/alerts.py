@@ -14,13 +14,18 @@ from datetime import datetime
 
 from bson import ObjectId
 from pymongo import DESCENDING, ReturnDocument
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from app.database.client import LIVE, AsyncDB, Document
 from app.errors import ConflictError, NotFoundError
 from app.models import AlertStatus, Direction
 
 NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
+DUPLICATE_KEY = 11000
+PUBLIC = (
+    *("status", "symbol", "coin_id", "direction", "touch", "target", "currentPrice", "email", "created_at"),
+    *("triggered_at", "triggered_price", "triggered_source", "deleted_at", "notification"),
+)
 
 
 def new_alert(
@@ -60,16 +65,25 @@ def new_alert(
     return alert
 
 
-async def insert_alert(database: AsyncDB, alert: Document) -> None:
-    """Store a new alert.
+async def insert_alerts(database: AsyncDB, batch: Sequence[Document]) -> list[bool]:
+    """Store new alerts, and tell for each whether that was done.
 
-    Raises ConflictError naming the live alert that already claims this user, coin, direction and target; the unique
-    index decides between simultaneous requests.
+    It was not where a live alert already claims this user, coin, direction and target; the unique index decides between
+    simultaneous requests. Raises PyMongoError if some or all could not be stored for any other reason.
     """
     try:
-        await database.alerts.insert_one(alert)
-    except DuplicateKeyError as error:
-        raise await _twin_error(database, alert) from error
+        if len(batch) == 1:  # costs a third less than the same as a bulk
+            await database.alerts.insert_one(batch[0])
+        else:
+            await database.alerts.insert_many(batch, ordered=False)
+    except DuplicateKeyError:
+        return [False]
+    except BulkWriteError as error:
+        refused = {each["index"] for each in error.details["writeErrors"] if each["code"] == DUPLICATE_KEY}
+        if len(refused) < len(error.details["writeErrors"]) + len(error.details["writeConcernErrors"]):
+            raise OperationFailure("new alerts could not be stored") from error
+        return [index not in refused for index in range(len(batch))]
+    return [True] * len(batch)
 
 
 async def restate_alert(
@@ -85,7 +99,7 @@ async def restate_alert(
         changed = await database.alerts.update_one(live, {"$set": changes, "$unset": {"unsettled": ""}})
     except DuplicateKeyError as error:
         await database.alerts.delete_one(live)
-        raise await _twin_error(database, alert | changes) from error
+        raise await twin_error(database, alert | changes) from error
     if changed.modified_count:
         alert.update(changes)
 
@@ -124,18 +138,31 @@ async def find_alert(database: AsyncDB, *, user_id: ObjectId, alert_id: str) -> 
     return alert
 
 
-async def fetch_alerts(
-    database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus], page: int, per_page: int
-) -> tuple[list[Document], int]:
-    """Return one page (from 1) of the user's alerts, newest first, and how many there are over all pages."""
-    wanted: Document = {"user_id": user_id}
-    if statuses:
-        wanted["status"] = {"$in": list(statuses)}
-    skipped = (page - 1) * per_page
-    alerts = await database.alerts.find(wanted).sort(NEWEST_FIRST).skip(skipped).limit(per_page).to_list()
-    if alerts and len(alerts) < per_page:
-        return alerts, skipped + len(alerts)
-    return alerts, await database.alerts.count_documents(wanted)
+async def find_page(
+    database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus], skip: int, limit: int
+) -> list[Document]:
+    """Return some of the user's alerts, newest first, with the fields that their owner sees; no status means any."""
+    wanted = _of_user(user_id, statuses)
+    return await database.alerts.find(wanted, PUBLIC).sort(NEWEST_FIRST).skip(skip).limit(limit).to_list()
+
+
+async def count_with_status(database: AsyncDB, *, user_id: ObjectId, statuses: Sequence[AlertStatus]) -> int:
+    """Count the user's alerts in one of these states; live ones alone off an index, others by looking at each."""
+    if tuple(statuses) == ("created",):
+        return await database.alerts.count_documents({"user_id": user_id, **LIVE}, hint="one_live")
+    return await database.alerts.count_documents(_of_user(user_id, statuses))
+
+
+async def count_created(
+    database: AsyncDB, *, user_id: ObjectId, after: datetime | None = None, until: datetime | None = None
+) -> int:
+    """Count the user's alerts by when they were created, off the index alone."""
+    span = {"$gt": after} if after else {"$lte": until}
+    return await database.alerts.count_documents({"user_id": user_id, "created_at": span}, hint="newest_first")
+
+
+def _of_user(user_id: ObjectId, statuses: Sequence[AlertStatus]) -> Document:
+    return {"user_id": user_id, "status": {"$in": list(statuses)}} if statuses else {"user_id": user_id}
 
 
 def _object_id(alert_id: str) -> ObjectId:
@@ -148,7 +175,8 @@ def _unknown(alert_id: str) -> NotFoundError:
     return NotFoundError(f"You have no alert with the id {alert_id!r}.")
 
 
-async def _twin_error(database: AsyncDB, alert: Document) -> ConflictError:
+async def twin_error(database: AsyncDB, alert: Document) -> ConflictError:
+    """Say which live alert claims what a new one wants."""
     claim = {
         "user_id": alert["user_id"],
         "coin_id": alert["coin_id"],

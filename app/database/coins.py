@@ -4,12 +4,12 @@
 `price` is the last good one, in USD.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import pymongo
-from pymongo import ASCENDING, UpdateOne
+from pymongo import ASCENDING, DESCENDING, UpdateOne
 
 from app.database.client import BULK_TIMEOUT_SECONDS, AsyncDB, Document, SyncDB
 from app.observations import Observation
@@ -34,15 +34,20 @@ class SeenPrice:
 # The web side reads.
 
 
-async def find_by_ticker(database: AsyncDB, *, ticker: str) -> Document | None:
-    """Return the best-ranked active coin of an upper-case ticker, or None."""
-    return await database.coins.find_one({"ticker": ticker, "active": True}, sort=[("rank", ASCENDING)])
+async def find_by_tickers(database: AsyncDB, tickers: Sequence[str]) -> list[Document | None]:
+    """Return for each upper-case ticker its best-ranked active coin, or None."""
+    wanted = {"ticker": {"$in": tickers}, "active": True}
+    best_last = await database.coins.find(wanted).sort("rank", DESCENDING).to_list()
+    best = {coin["ticker"]: coin for coin in best_last}
+    return [best.get(ticker) for ticker in tickers]
 
 
-async def last_price(database: AsyncDB, *, coin_id: int) -> SeenPrice | None:
-    """Return the coin's last good price, None if there was none yet."""
-    coin = await database.coins.find_one({"_id": coin_id}, {"price": 1, "price_seen_at": 1})
-    return SeenPrice(coin["price"], coin["price_seen_at"]) if coin and "price" in coin else None
+async def last_prices(database: AsyncDB, coin_ids: Sequence[int]) -> list[SeenPrice | None]:
+    """Return the last good price of each coin, or None."""
+    wanted = {"_id": {"$in": coin_ids}, "price": {"$exists": True}}
+    found = await database.coins.find(wanted, ("price", "price_seen_at")).to_list()
+    seen = {coin["_id"]: SeenPrice(coin["price"], coin["price_seen_at"]) for coin in found}
+    return [seen.get(coin_id) for coin_id in coin_ids]
 
 
 # The scheduler thread writes.

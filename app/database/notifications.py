@@ -5,12 +5,12 @@ refusals?, refused_since?}`.
 ends and anybody may try. `state` is `pending`, `sent` or `failed`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bson import ObjectId
-from pymongo import ASCENDING, UpdateOne
+from pymongo import ASCENDING, UpdateOne, WriteConcern
 
 from app.database.client import IN_OUTBOX, AsyncDB, Document, SyncDB
 
@@ -22,6 +22,15 @@ DONE = {
 }
 
 
+FOR_A_MAIL = (
+    *("email", "symbol", "coin_id", "direction", "target", "currentPrice", "created_at"),
+    *("triggered_at", "triggered_until", "triggered_price", "triggered_source", "triggered_pair", "notification"),
+)
+"""The fields of an alert that its mail is made of."""
+AT_ONCE = WriteConcern(w=1)
+"""Acknowledged once it is written, before it is safe from MongoDB's own death."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueState:
     """How many mails are owed, when the longest-waiting one was fired, and what keeps one of them waiting (or None)."""
@@ -31,54 +40,51 @@ class QueueState:
     error: str | None
 
 
-def claim_due(database: SyncDB, *, now: datetime, lease: timedelta, limit: int) -> tuple[ObjectId, list[Document]]:
-    """Claim up to `limit` fired alerts whose mail is due, longest due first; returns the claim's token and the alerts.
+def claim_due(database: SyncDB, *, now: datetime, lease: timedelta, limit: int) -> list[Document]:
+    """Claim up to `limit` fired alerts whose mail is due, longest due first; returns them, as far as a mail needs them.
 
-    The alerts tell the `due_at` of before the claim, which is where `release` puts them back to. Of several senders
-    that reach for the same one, exactly one gets it.
+    They tell the `due_at` of before the claim, which is where `release` puts them back to. Of several senders that
+    reach for the same one, exactly one gets it.
     """
-    claim = ObjectId()
     due = {"notification.due_at": {"$lte": now}}
-    wanted = {"notification.due_at": 1}
-    found = list(database.alerts.find(due, wanted).sort("notification.due_at", ASCENDING).limit(limit))
-    due_at = {alert["_id"]: alert["notification"]["due_at"] for alert in found}
-    if not due_at:
-        return claim, []
-    ids = list(due_at)
-    database.alerts.update_many(
-        {"_id": {"$in": ids}, **due}, {"$set": {"notification.due_at": now + lease, "notification.claim": claim}}
-    )
-    claimed = {
-        alert["_id"]: alert for alert in database.alerts.find({"_id": {"$in": ids}, "notification.claim": claim})
-    }
-    for alert_id, alert in claimed.items():
-        alert["notification"]["due_at"] = due_at[alert_id]
-    return claim, [claimed[alert_id] for alert_id in ids if alert_id in claimed]
+    found = list(database.alerts.find(due, FOR_A_MAIL).sort("notification.due_at", ASCENDING).limit(limit))
+    if not found:
+        return []
+    claim, ids = ObjectId(), [alert["_id"] for alert in found]
+    mine = {"$set": {"notification.due_at": now + lease, "notification.claim": claim}}
+    if database.alerts.update_many({"_id": {"$in": ids}, **due}, mine).modified_count < len(ids):
+        ours = set(database.alerts.distinct("_id", {"_id": {"$in": ids}, "notification.claim": claim}))
+        found = [alert for alert in found if alert["_id"] in ours]
+    for alert in found:
+        alert["notification"]["claim"] = claim
+    return found
 
 
-def mark_sent(database: SyncDB, alert_id: ObjectId, *, now: datetime) -> bool:
-    """Record that the mail server took the mail, whoever holds the claim by now; False if that was known already."""
+def mark_sent(database: SyncDB, alert_ids: Sequence[ObjectId], *, now: datetime, durably: bool = True) -> int:
+    """Record that the mail server took the mails, whoever holds their claims by now; returns how many were new.
+
+    Running it again changes nothing. `durably` waits for a majority: for these, and for all that was written before.
+    """
     sent = {
         "$set": {"notification.state": "sent", "notification.sent_at": now, "notification.error": None},
         "$inc": {"notification.attempts": 1},
         "$unset": DONE,
     }
-    return database.alerts.update_one({"_id": alert_id, **IN_OUTBOX}, sent).modified_count == 1
+    alerts = database.alerts if durably else database.get_collection("alerts", write_concern=AT_ONCE)
+    return alerts.update_many({"_id": {"$in": list(alert_ids)}, **IN_OUTBOX}, sent).modified_count
 
 
-def mark_failed(database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str) -> bool:
+def mark_failed(database: SyncDB, alert: Document, *, error: str) -> bool:
     """Give the mail up for good, with the mail server's words."""
     failed = {
         "$set": {"notification.state": "failed", "notification.error": error},
         "$inc": {"notification.attempts": 1},
         "$unset": DONE,
     }
-    return _update_claimed(database, alert_id, claim, failed)
+    return _update_claimed(database, alert, failed)
 
 
-def mark_refused(
-    database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str, due_at: datetime, since: datetime
-) -> bool:
+def mark_refused(database: SyncDB, alert: Document, *, error: str, due_at: datetime, since: datetime) -> bool:
     """Put a mail that this recipient, or the server over it, did not take back until `due_at`.
 
     `since` is when that happened first.
@@ -88,34 +94,30 @@ def mark_refused(
         "$inc": {"notification.attempts": 1, "notification.refusals": 1},
         "$unset": {"notification.claim": ""},
     }
-    return _update_claimed(database, alert_id, claim, update)
+    return _update_claimed(database, alert, update)
 
 
-def mark_untaken(database: SyncDB, alert_id: ObjectId, claim: ObjectId, *, error: str, due_at: datetime) -> bool:
+def mark_untaken(database: SyncDB, alert: Document, *, error: str, due_at: datetime) -> bool:
     """Put a mail that met no working mail server back until `due_at`: nothing was said about its recipient."""
     update = {
         "$set": {"notification.due_at": due_at, "notification.error": error},
         "$inc": {"notification.attempts": 1},
         "$unset": {"notification.claim": ""},
     }
-    return _update_claimed(database, alert_id, claim, update)
+    return _update_claimed(database, alert, update)
 
 
-def release(database: SyncDB, alerts: Sequence[Document], claim: ObjectId) -> None:
-    """Put mails that are still held under `claim` back, untried, to the place in the queue that they came from."""
-    database.alerts.bulk_write(
-        [
-            UpdateOne(
-                {"_id": alert["_id"], "notification.claim": claim},
-                {
-                    "$set": {"notification.due_at": alert["notification"]["due_at"]},
-                    "$unset": {"notification.claim": ""},
-                },
-            )
-            for alert in alerts
-        ],
-        ordered=False,
-    )
+def release(database: SyncDB, alerts: Iterable[Document]) -> None:
+    """Put mails that are still held under their claim back, untried, to the place in the queue that they came from."""
+    updates = [
+        UpdateOne(
+            _held(alert),
+            {"$set": {"notification.due_at": alert["notification"]["due_at"]}, "$unset": {"notification.claim": ""}},
+        )
+        for alert in alerts
+    ]
+    if updates:
+        database.alerts.bulk_write(updates, ordered=False)
 
 
 def release_all(database: SyncDB, *, now: datetime) -> None:
@@ -145,6 +147,10 @@ async def queue_state(database: AsyncDB) -> QueueState:
     return QueueState(rows[0]["length"], rows[0]["oldest"], rows[0]["error"]) if rows else QueueState(0, None, None)
 
 
-def _update_claimed(database: SyncDB, alert_id: ObjectId, claim: ObjectId, update: Document) -> bool:
-    mine = {"_id": alert_id, "notification.claim": claim}
-    return database.alerts.update_one(mine, update).modified_count == 1
+def _update_claimed(database: SyncDB, alert: Document, update: Document) -> bool:
+    return database.alerts.update_one(_held(alert), update).modified_count == 1
+
+
+def _held(alert: Document) -> Document:
+    """The alert, as long as it is held under the claim that it came with."""
+    return {"_id": alert["_id"], "notification.claim": alert["notification"]["claim"]}

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import timedelta
+from typing import NoReturn
 
 from app.clock import Clock
 from app.database import coins, feeds
@@ -17,15 +18,12 @@ LEAST_SHARE = 0.5
 """A map with a smaller share of the coins known before is half a reply: nothing is delisted at that rate."""
 
 
-async def resolve(database: AsyncDB, ticker: str) -> Document:
-    """Return the best-ranked active coin with this upper-case ticker, as stored.
+async def explain_unknown(database: AsyncDB, ticker: str) -> NoReturn:
+    """Say why no coin was found for a ticker. Never waits for CoinMarketCap.
 
-    Never waits for CoinMarketCap. Raises UnprocessableError for a ticker that no active coin has, and UnavailableError
-    while the map has never been fetched (BTC and ETH resolve all the same).
+    Raises UnprocessableError for a ticker that no active coin has, and UnavailableError while the map has never been
+    fetched (BTC and ETH are known all the same).
     """
-    coin = await coins.find_by_ticker(database, ticker=ticker)
-    if coin is not None:
-        return coin
     known = await feeds.feed(database, source=SOURCE)
     if "mapped_at" not in known:
         raise UnavailableError(

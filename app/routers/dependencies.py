@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 from app.services import Services
 
 
-def get_services(request: Request) -> Services:
-    """The application's services, put on the request by the lifespan."""
+async def get_services(request: Request) -> Services:
+    """The application's services, put on the request by the lifespan. Not async, FastAPI would call it in a thread."""
     services: Services = request.state.services
     return services
 

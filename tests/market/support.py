@@ -7,6 +7,7 @@ from typing import Any
 import requests
 from fastapi import FastAPI
 
+from app.alerting.creation import AlertCreator
 from app.auth.security import PasswordHasher
 from app.clock import Clock
 from app.config import Settings
@@ -95,6 +96,7 @@ def market_service(settings: Settings, clock: Clock, patience: http.Patience = h
                     scheduler=_idle_scheduler(settings, clock),
                     threads=(),
                     market=data,
+                    creator=AlertCreator(database=database, settings=settings, clock=clock),
                 )
             }
         passwords.close()
