@@ -18,6 +18,8 @@ from app.services import Beating, Running, Services
 
 POLLS_UNTIL_DEAD = 3
 POLLS_UNTIL_LATE = 3
+LONGEST_WITHOUT_PRICES_SECONDS = 3600.0
+"""However slow a small plan makes polling: without a price for longer, prices are late."""
 LONGEST_JOB_SECONDS = 120.0
 """A job may take this long (MongoDB away, CoinMarketCap hanging) before its thread counts as dead."""
 READY_SECONDS = 2.0
@@ -129,8 +131,9 @@ def _overall(
 ) -> Literal["ok", "degraded", "down"]:
     if not serving:
         return "down"
-    limit = max(services.settings.stale_after_seconds, POLLS_UNTIL_LATE * prices.poll_seconds)
-    old_price = prices.last_good_age_seconds is None or prices.last_good_age_seconds > limit
+    limit = services.settings.stale_after_seconds
+    slow_limit = max(limit, min(POLLS_UNTIL_LATE * prices.poll_seconds, LONGEST_WITHOUT_PRICES_SECONDS))
+    old_price = prices.last_good_age_seconds is None or prices.last_good_age_seconds > slow_limit
     old_mail = mail.oldest_age_seconds is not None and mail.oldest_age_seconds > limit
     return "degraded" if old_price or old_mail else "ok"
 

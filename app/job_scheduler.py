@@ -83,7 +83,7 @@ class SchedulerThread(StoppableThread):
         """Poll until stopped. Nothing that a job raises ends the thread."""
         self._run_job()
         self.first_run_done.set()
-        self._mend_times()
+        self._ticker.mend_times()
         self._plan()
         offset = _wall_clock_offset()
         while not self.stopping.wait(self._idle_seconds()):
@@ -92,7 +92,7 @@ class SchedulerThread(StoppableThread):
             if abs(_wall_clock_offset() - offset) > STEP_SECONDS:
                 logger.warning("the wall clock was set: polling is planned anew")
                 offset = _wall_clock_offset()
-                self._mend_times()
+                self._ticker.mend_times()
                 self._plan()
             self._scheduler.run_pending()
         _retire(self._ticker)
@@ -101,12 +101,6 @@ class SchedulerThread(StoppableThread):
         self._scheduler.clear()
         # schedule makes a timedelta of the interval, so fractions work, although its type hints say int.
         self._scheduler.every(cast(int, self._poll_seconds)).seconds.do(self._run_job)
-
-    def _mend_times(self) -> None:
-        try:
-            self._ticker.mend_times()
-        except PyMongoError as error:
-            logger.warning("times in the future, if any, stay until the next start: %s", type(error).__name__)
 
     def _run_job(self) -> None:
         try:

@@ -1,7 +1,6 @@
 """From CoinMarketCap's prices to fired alerts: `Ticker.poll()` is what the scheduler thread runs."""
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from app.market.coinmarketcap_rows import Quote
 from app.market.coins import refresh_map_if_due
 from app.market.credits import Credits
 from app.market.meter import Meter
+from app.market.poll_pace import PollPace
 from app.market.quotes import Quotes
 from app.metrics import Metrics
 from app.observations import Observation
@@ -32,14 +32,10 @@ from app.observations import Observation
 logger = logging.getLogger(__name__)
 
 BITCOIN = 1
-FIRST_PAUSE = timedelta(seconds=60)
-LONGEST_PAUSE = timedelta(minutes=15)
 POLLS_UNTIL_TAKEOVER = 3
 """After how many polls' silence another copy of the service takes over."""
 POLLS_PER_MAP_TRY = 3
 """How many polls a map that could not be fetched is left alone for: it must not double the number of calls."""
-PACE_CHANGE = 1.25
-"""How much the pace of polling has to change, either way, to be worth a line in the log."""
 MOST_UNEVALUATED = 10_000
 """Replies kept while MongoDB is away: at the default pace and up to 250 watched coins, over a day of them."""
 LONGEST_EVALUATION_SECONDS = 10.0
@@ -62,22 +58,21 @@ class Ticker:
         self._settings = settings
         self._database = database
         self._client = client
-        self._credits = credits_of_key
-        self._poll_seconds = settings.poll_seconds
-        self._polled_at = -math.inf
+        self._pace = PollPace(client=client, credits_of_key=credits_of_key, clock=clock, usual=settings.poll_seconds)
+        self._told: dict[str, Any] = {}
         self._clock = clock
         self._metrics = metrics or Metrics()
         self._polled_ids: list[int] = [coin["_id"] for coin in coins.ALWAYS_KNOWN]
         self._unevaluated: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
-        self._stored: deque[list[Observation]] = deque(maxlen=MOST_UNEVALUATED)
+        self._delayed: deque[list[Observation]] = deque()
+        self._resumed = False
+        self._times_to_mend = False
         self._candles_first = candles_first
         self._holes = PollHoles(database=database, clock=clock)
-        self._silent_until = clock.monotonic()
         self._next_call = 0
         self._quotes = Quotes(client=client, clock=clock)
-        self._pause = FIRST_PAUSE
         self._map_not_before = clock.monotonic()
-        self._news: dict[str, Any] = {"poll_seconds": settings.poll_seconds, "budget": None}
+        self._news: dict[str, Any] = {}
         self._duty = Duty(
             "polling",
             database=database,
@@ -86,10 +81,8 @@ class Ticker:
         )
 
     def mend_times(self) -> None:
-        """Undo what a clock that was ahead has written. Raises PyMongoError."""
-        mended = clock_repairs.undo_future(self._database, now=self._clock.now())
-        if mended:
-            logger.warning("%d times lay in the future: they are now", mended)
+        """Have what a clock that was ahead has written undone, once CoinMarketCap's time agrees with ours."""
+        self._times_to_mend = True
 
     def retire(self) -> None:
         """Let another copy poll from now on. Raises PyMongoError."""
@@ -101,52 +94,78 @@ class Ticker:
         Never raises for what CoinMarketCap does. Raises PyMongoError while MongoDB is away: what was observed
         meanwhile is kept and evaluated, oldest first, by the next polls that reach it.
         """
-        if self._duty.is_ours():
+        ours = self._duty.is_ours()
+        if ours:
             self._observe()
+            self._resume()
+        self._resumed = self._resumed and ours
+        self._mend()
         fired = self._evaluate_kept()
-        if self._news:
+        if ours and self._news:
             feeds.record(self._database, source=SOURCE, **self._news)
             self._news.clear()
         return fired
 
+    def _resume(self) -> None:
+        """Evaluate the last prices again, once the duty is ours: whoever had it may have died just before doing so."""
+        if not self._resumed:
+            watched = firings.watched_coins(self._database)
+            last = coins.prices_seen(self._database, watched)
+            self._delayed.appendleft(
+                [
+                    Observation.of_instant(coin_id=coin_id, at=seen.at, price=seen.price, source=SOURCE)
+                    for coin_id, seen in last.items()
+                ]
+            )
+            self._resumed = True
+
+    def _mend(self) -> None:
+        if self._times_to_mend and self._client.clock_agrees:
+            mended = clock_repairs.undo_future(self._database, now=self._clock.now())
+            self._times_to_mend = False
+            if mended:
+                logger.warning("%d times lay in the future: they are now", mended)
+
     def _evaluate_kept(self) -> int:
         """Evaluate what is kept, for as long as a poll may take: after an outage it must not keep us from observing."""
+        if not (self._delayed or self._unevaluated):
+            return 0
         deadline = time.monotonic() + LONGEST_EVALUATION_SECONDS
-        self._store_kept()
-        waiting = self._candles_first.waiting() if self._stored else set()
+        waiting = self._candles_first.waiting()
+        fired = self._evaluate_delayed(waiting, deadline)
+        while self._unevaluated and time.monotonic() < deadline:
+            observations = self._unevaluated[0]
+            self._holes.record([observations], poll_seconds=self._pace.seconds)
+            # Prices are stored before they are evaluated: an alert that is being created now either is seen by this
+            # evaluation or, finding the newer price, restates its creation as later than it (see alerting/creation.py).
+            coins.store_prices(self._database, observations, now=self._clock.now())
+            fired += self._evaluate(observations, waiting)
+            self._unevaluated.popleft()
+            if delayed := [seen for seen in observations if seen.coin_id in waiting]:
+                self._delayed.append(delayed)
+        return fired
+
+    def _evaluate_delayed(self, waiting: set[int], deadline: float) -> int:
+        """Evaluate, in their order, what waited for candles; what still has to wait keeps its place."""
         fired = 0
         left: list[list[Observation]] = []
         try:
-            while self._stored and time.monotonic() < deadline:
-                observations = self._stored[0]
-                fired += firing.evaluate(
-                    self._database,
-                    observations,
-                    now=self._clock.now(),
-                    candles_due=waiting,
-                    metrics=self._metrics,
-                )
-                self._stored.popleft()
-                left.append([seen for seen in observations if seen.coin_id in waiting])
+            while self._delayed and time.monotonic() < deadline:
+                fired += self._evaluate(self._delayed[0], waiting)
+                left.append([seen for seen in self._delayed.popleft() if seen.coin_id in waiting])
         finally:
-            self._stored.extendleft(later for later in reversed(left) if later)
+            self._delayed.extendleft(later for later in reversed(left) if later)
         return fired
 
-    def _store_kept(self) -> None:
-        # Prices are stored before they are evaluated: an alert that is being created now either is seen by this
-        # evaluation or, finding the newer price, restates its creation as later than it (see alerting/creation.py).
-        if not self._unevaluated:
-            return
-        self._holes.record(self._unevaluated, poll_seconds=self._poll_seconds)
-        latest = {seen.coin_id: seen for observations in self._unevaluated for seen in observations}
-        coins.store_prices(self._database, latest.values())
-        self._stored.extend(self._unevaluated)
-        self._unevaluated.clear()
+    def _evaluate(self, observations: list[Observation], waiting: set[int]) -> int:
+        now = self._clock.now()
+        return firing.evaluate(self._database, observations, now=now, candles_due=waiting, metrics=self._metrics)
 
     def _observe(self) -> None:
-        if self._clock.monotonic() < self._silent_until or not self._is_affordable():
+        may_poll = self._pace.may_poll(calls=-(-len(self._polled_ids) // IDS_PER_CALL))
+        self._tell_pace()
+        if not may_poll:
             return
-        self._polled_at = self._clock.monotonic()
         try:
             if not self._unevaluated:  # else MongoDB is away: the coins of the last poll will do
                 self._choose_coins()
@@ -159,23 +178,11 @@ class Ticker:
         except UpstreamThrottledError as error:
             self._stay_silent(error)
 
-    def _is_affordable(self) -> bool:
-        """Whether a poll now lets the key's credits last; every `POLL_SECONDS` is what is tried."""
-        self._credits.look(self._client)
-        pace = self._credits.pace(calls=-(-len(self._polled_ids) // IDS_PER_CALL))
-        usual = self._settings.poll_seconds
-        if pace.seconds <= usual:
-            self._go_at(usual, None)
-            return True
-        self._go_at(pace.seconds, f"polling every {pace.seconds:.0f} s instead of every {usual:g} s: {pace.reason}")
-        return self._clock.monotonic() >= self._polled_at + pace.seconds
-
-    def _go_at(self, seconds: float, budget: str | None) -> None:
-        if not 1 / PACE_CHANGE < seconds / self._poll_seconds < PACE_CHANGE:
-            logger.warning("%s", budget or f"polling every {seconds:g} s again: the key's credits last")
-        if seconds != self._poll_seconds:
-            self._poll_seconds = seconds
-            self._news |= {"poll_seconds": seconds, "budget": budget}
+    def _tell_pace(self) -> None:
+        told = {"poll_seconds": self._pace.seconds, "budget": self._pace.budget}
+        if told != self._told:
+            self._news |= told
+            self._told = told
 
     def _choose_coins(self) -> None:
         """The watched coins, filled up with the best-ranked others to whole calls; while MongoDB is away, as before."""
@@ -196,9 +203,9 @@ class Ticker:
             return
         try:
             refresh_map_if_due(self._database, self._client, self._clock)
-        except (UpstreamThrottledError, PyMongoError):
+        except UpstreamThrottledError:
             raise
-        except UpstreamError as error:
+        except (UpstreamError, PyMongoError) as error:
             self._leave_map(error)
         except Exception as error:
             # Whatever is odd about a map of thousands of coins, prices are more important.
@@ -221,7 +228,7 @@ class Ticker:
             self._metrics.polled("failed")
             self._note_error(error)
             return
-        self._pause = FIRST_PAUSE
+        self._pace.answered()
         observations = self._observed(quotes)
         self._metrics.polled("good" if observations else "stale")
         if not observations:
@@ -247,13 +254,8 @@ class Ticker:
         ]
 
     def _stay_silent(self, error: UpstreamThrottledError) -> None:
-        """Wait as long as CoinMarketCap said, or ever longer where it named no time."""
-        wait = error.retry_at - self._clock.now() if error.retry_at else self._pause
-        if error.retry_at is None:
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
-        self._silent_until = self._clock.monotonic() + wait.total_seconds()
-        logger.warning("%s; not asking again for %d s", error, wait.total_seconds())
-        self._metrics.polled("throttled")
+        wait = self._pace.refuse_until(error.retry_at)
+        logger.warning("%s; not asking again for %d s", error, wait)
         self._note_error(error)
 
     def _note_error(self, error: UpstreamError) -> None:

@@ -82,7 +82,7 @@ class PriceComesInBetween(ManualClock):
             self._was_asked = True
             self.advance(0.5)
             seen = Observation.of_instant(coin_id=BTC, at=super().now(), price=100.0, source="coinmarketcap")
-            store_prices(self._database, [seen])
+            store_prices(self._database, [seen], now=seen.end)
             assert firing.evaluate(self._database, [seen], now=seen.end) == 0
             self.advance(0.5)
         return chosen
@@ -103,9 +103,8 @@ def test_its_direction_follows_from_the_price_that_it_counts_from(
     mongo_url: str, database_name: str, database: SyncDB
 ) -> None:
     """The price crossed the target while the alert was being made: what it did before is not what it is told of."""
-    store_prices(
-        database, [Observation.of_instant(coin_id=BTC, at=ManualClock().now(), price=90.0, source="coinmarketcap")]
-    )
+    seen = Observation.of_instant(coin_id=BTC, at=ManualClock().now(), price=90.0, source="coinmarketcap")
+    store_prices(database, [seen], now=seen.end)
     clock = PriceComesInBetween(database)
 
     alert = asyncio.run(create(mongo_url, database_name, AlertSchema(targetPrice=95.0), clock))

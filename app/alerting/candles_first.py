@@ -31,6 +31,7 @@ class CandlesFirst:
         self._database = database
         self._clock = clock
         self._behind_since: dict[int, float] = {}
+        self._looked_at = clock.monotonic()
         self._bybit_failed_at = -math.inf
 
     @contextmanager
@@ -47,7 +48,11 @@ class CandlesFirst:
         """Return the ids of the coins whose hole is about to be filled. Raises PyMongoError."""
         now = self._clock.monotonic()
         behind = coverage.behind(self._database, before=floor_to_minute(self._clock.now() - USUALLY_DONE))
-        self._behind_since = {coin_id: self._behind_since.get(coin_id, now) for coin_id in behind}
         if now - self._bybit_failed_at < FAILURE_COUNTS_SECONDS:
+            self._behind_since = {}
             return set()
+        if now - self._looked_at > LONGEST_WAIT_SECONDS:  # MongoDB was away: nobody had a chance to catch up
+            self._behind_since = {}
+        self._looked_at = now
+        self._behind_since = {coin_id: self._behind_since.get(coin_id, now) for coin_id in behind}
         return {coin_id for coin_id, since in self._behind_since.items() if now - since < LONGEST_WAIT_SECONDS}

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from app.alerting.candles_first import CandlesFirst
 from app.alerting.hole_filler import HoleFiller
@@ -106,7 +106,10 @@ class CatchUp:
         behind = [mark for coin_id in watched if (mark := self._mark(known, coin_id)) and mark["watermark"] < up_to]
         if not behind:
             return 0
-        days = day_ranges(self._bybit.tickers())
+        rows, at_ms = self._bybit.tickers_at()
+        days = day_ranges(rows)
+        # A clock that is ahead of Bybit's would have the range of a minute that is not over yet stand for all of it.
+        up_to = min(up_to, floor_to_minute(datetime.fromtimestamp(at_ms / 1000, UTC)))
         # Those that are least behind come first: one that fails again and again holds up no other.
         ordered = sorted(behind, key=_watermark, reverse=True)
         return self._fill_all([hole for mark in ordered if (hole := self._hole(mark, days, up_to))])
@@ -116,20 +119,22 @@ class CatchUp:
         fired = 0
         failures: list[UpstreamError] = []
         fillings = [self._pool.submit(self._filler.fill, hole.coin_id, hole.pair, hole.span) for hole in holes]
-        for hole, filling in zip(holes, fillings, strict=True):
-            self._duty.is_ours()  # renews the lease: after an outage this takes a while
-            try:
-                fired += filling.result()
-            except CancelledError:
-                break
-            except UnknownPairError as error:
-                logger.warning("coin %d can't be covered: %s", hole.coin_id, error)
-            except UpstreamError as error:
-                logger.warning("coin %d waits for its candles: %s", hole.coin_id, error)
-                failures.append(error)
-                if len(failures) >= FAILURES_OF_ALL or isinstance(error, FAILS_ALL):
+        try:
+            for hole, filling in zip(holes, fillings, strict=True):
+                self._duty.is_ours()  # renews the lease: after an outage this takes a while
+                try:
+                    fired += filling.result()
+                except CancelledError:
                     break
-        wait([filling for filling in fillings if not filling.cancel()])
+                except UnknownPairError as error:
+                    logger.warning("coin %d can't be covered: %s", hole.coin_id, error)
+                except UpstreamError as error:
+                    logger.warning("coin %d waits for its candles: %s", hole.coin_id, error)
+                    failures.append(error)
+                    if len(failures) >= FAILURES_OF_ALL or isinstance(error, FAILS_ALL):
+                        break
+        finally:  # the next run must not find a coin still being filled
+            wait([filling for filling in fillings if not filling.cancel()])
         if failures:
             raise failures[-1]
         return fired
@@ -150,6 +155,8 @@ class CatchUp:
         if pair is None:
             return None
         span = Span(mark["watermark"], up_to)
+        if span.start >= span.end:
+            return None
         day = days.get(pair)
         if day and up_to - span.start <= DAY_RANGE_COVERS and not self._touched(coin_id, day, up_to):
             coverage.advance(self._database, coin_id=coin_id, to=up_to)

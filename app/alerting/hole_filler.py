@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 
 from app.alerting import firing
 from app.clock import Clock
@@ -81,7 +82,7 @@ class HoleFiller:
     def _fill_minutes(self, coin_id: int, pair: str, hole: Span) -> Filled:
         fired = 0
         for span in spans(hole, MINUTE):
-            minutes = self._candles(coin_id, pair, span, MINUTE)
+            minutes = self._minutes(coin_id, pair, span)
             telling = self._telling(coin_id, minutes)
             fired += firing.evaluate(self._database, telling, now=self._clock.now(), metrics=self._metrics)
             for missing in without(span, [Span(minute.start, minute.end) for minute in minutes]):
@@ -92,12 +93,26 @@ class HoleFiller:
             coverage.advance(self._database, coin_id=coin_id, to=span.end)
         return Filled(fired, is_whole=True)
 
+    def _minutes(self, coin_id: int, pair: str, span: Span) -> list[Observation]:
+        """The closed minutes of a span. What is missing is asked for once more: half a reply must not become a hole."""
+        minutes = self._candles(coin_id, pair, span, MINUTE)
+        missing = without(span, [Span(minute.start, minute.end) for minute in minutes])
+        if missing and self._clock.now() - missing[0].end >= LATEST_CANDLE:
+            known = {minute.start for minute in minutes}
+            again = self._candles(coin_id, pair, Span(missing[0].start, missing[-1].end), MINUTE)
+            minutes += [minute for minute in again if minute.start not in known]
+            minutes.sort(key=attrgetter("start"))
+        return minutes
+
     def _telling(self, coin_id: int, minutes: list[Observation]) -> list[Observation]:
         """Those of the minutes that can fire anything, of a thousand usually some dozens.
 
         Only one that is higher or lower than all before it can be the first to touch a target that was there before.
         """
-        if not minutes or firings.is_any_newer(self._database, coin_id=coin_id, than=minutes[0].start):
+        if not minutes:
+            return []
+        first, last = minutes[0].start, minutes[-1].start
+        if firings.is_any_created(self._database, coin_id=coin_id, after=first, until=last):
             return minutes
         return extremes(minutes)
 

@@ -12,13 +12,13 @@ from app.market.coinmarketcap import SOURCE
 from app.observations import Observation
 
 BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
-SHORTEST = timedelta(minutes=1)
+SHORTEST, LONGEST = timedelta(minutes=1), timedelta(hours=1)
 POLLS_MISSED = 3
 
 
 def longest_gap(poll_seconds: float) -> timedelta:
     """How far apart two polls may be without a hole between them."""
-    return max(SHORTEST, timedelta(seconds=POLLS_MISSED * poll_seconds))
+    return min(max(SHORTEST, timedelta(seconds=POLLS_MISSED * poll_seconds)), LONGEST)
 
 
 class PollHoles:
@@ -39,7 +39,8 @@ class PollHoles:
 
         Raises PyMongoError.
         """
-        last_seen = coins.last_seen(self._database, {seen.coin_id for poll in polls for seen in poll})
+        known = coins.prices_seen(self._database, {seen.coin_id for poll in polls for seen in poll})
+        last_seen = {coin_id: price.at for coin_id, price in known.items()}
         holes = []
         for poll in polls:
             for seen in poll:

@@ -6,7 +6,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pymongo
 from pymongo import ASCENDING, DESCENDING, UpdateOne
@@ -14,6 +14,8 @@ from pymongo import ASCENDING, DESCENDING, UpdateOne
 from app.database.client import BULK_TIMEOUT_SECONDS, AsyncDB, Document, SyncDB
 from app.observations import Observation
 
+DRIFT = timedelta(minutes=1)
+"""How far ahead another copy's clock may be."""
 UNRANKED = 2**31 - 1
 """Stands for "no rank", so that such coins sort behind all others."""
 
@@ -93,18 +95,23 @@ def best_ranked(database: SyncDB, *, count: int) -> list[int]:
     return [coin["_id"] for coin in coins]
 
 
-def last_seen(database: SyncDB, coin_ids: Collection[int]) -> dict[int, datetime]:
-    """Return when each of these coins was priced last, for those that ever were."""
-    priced = database.coins.find(
-        {"_id": {"$in": list(coin_ids)}, "price_seen_at": {"$exists": True}}, {"price_seen_at": 1}
-    )
-    return {coin["_id"]: coin["price_seen_at"] for coin in priced}
+def prices_seen(database: SyncDB, coin_ids: Collection[int]) -> dict[int, SeenPrice]:
+    """Return the last price of each of these coins that ever had one."""
+    priced = database.coins.find({"_id": {"$in": list(coin_ids)}, "price_seen_at": {"$exists": True}})
+    return {coin["_id"]: SeenPrice(coin["price"], coin["price_seen_at"]) for coin in priced}
 
 
-def store_prices(database: SyncDB, observations: Iterable[Observation]) -> None:
-    """Remember each coin's latest price. Call it in the order in which they were seen."""
+def store_prices(database: SyncDB, observations: Iterable[Observation], *, now: datetime) -> None:
+    """Remember each coin's latest price; one that was seen earlier than what is known changes nothing.
+
+    What was seen in the future, by a clock that was ahead, is replaced by anything.
+    """
+    older: list[Document] = [{"price_seen_at": None}, {"price_seen_at": {"$gt": now + DRIFT}}]
     updates = [
-        UpdateOne({"_id": seen.coin_id}, {"$set": {"price": seen.close, "price_seen_at": seen.end}})
+        UpdateOne(
+            {"_id": seen.coin_id, "$or": [{"price_seen_at": {"$lte": seen.end}}, *older]},
+            {"$set": {"price": seen.close, "price_seen_at": seen.end}},
+        )
         for seen in observations
     ]
     if updates:

@@ -39,10 +39,10 @@ def first_live_since(database: SyncDB, *, coin_id: int) -> datetime | None:
     return oldest["created_at"] if oldest else None
 
 
-def is_any_newer(database: SyncDB, *, coin_id: int, than: datetime) -> bool:
-    """Whether the coin has a live alert that was created after that moment."""
-    newer = {**LIVE, "coin_id": coin_id, "created_at": {"$gt": than}}
-    return database.alerts.find_one(newer, {"_id": 1}, hint="armed") is not None
+def is_any_created(database: SyncDB, *, coin_id: int, after: datetime, until: datetime) -> bool:
+    """Whether the coin has a live alert that was created after the one moment and not after the other."""
+    between = {**LIVE, "coin_id": coin_id, "created_at": {"$gt": after, "$lte": until}}
+    return database.alerts.find_one(between, {"_id": 1}, hint="armed") is not None
 
 
 def is_any_touched(database: SyncDB, *, coin_id: int, low: float, high: float, before: datetime) -> bool:
@@ -51,10 +51,15 @@ def is_any_touched(database: SyncDB, *, coin_id: int, low: float, high: float, b
     One without a direction yet is reached by any price.
     """
     old_enough = {**LIVE, "coin_id": coin_id, "touch": True, "created_at": {"$lt": before}}
-    for reached in ({"direction": "above", "target": {"$lte": high}}, {"direction": "below", "target": {"$gte": low}}):
+    # Those without a direction first: one that gets its direction between two looks is then found by the later one.
+    for reached in (
+        {"direction": None},
+        {"direction": "above", "target": {"$lte": high}},
+        {"direction": "below", "target": {"$gte": low}},
+    ):
         if database.alerts.find_one(old_enough | reached, {"_id": 1}, hint="armed"):
             return True
-    return database.alerts.find_one(old_enough | {"direction": None}, {"_id": 1}, hint="armed") is not None
+    return False
 
 
 def fire(

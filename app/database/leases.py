@@ -11,10 +11,17 @@ from pymongo.errors import DuplicateKeyError
 
 from app.database.client import SyncDB
 
+DRIFT = timedelta(minutes=5)
+"""How far apart the clocks of two copies may be."""
+
 
 def hold(database: SyncDB, duty: str, *, holder: ObjectId, now: datetime, length: timedelta) -> bool:
-    """Take or renew the lease until `now + length`; False while another holder's has not run out."""
-    free_or_mine = {"_id": duty, "$or": [{"holder": holder}, {"until": {"$lte": now}}]}
+    """Take or renew the lease until `now + length`; False while another holder's has not run out.
+
+    One that would run for longer than anybody takes it was written by a clock that was ahead: it counts as run out.
+    """
+    absurd = {"until": {"$gt": now + length + DRIFT}}
+    free_or_mine = {"_id": duty, "$or": [{"holder": holder}, {"until": {"$lte": now}}, absurd]}
     held = {"$set": {"holder": holder, "until": now + length}}
     try:
         database.leases.update_one(free_or_mine, held, upsert=True)

@@ -74,9 +74,14 @@ class Bybit:
         for session in self._sessions:
             session.close()
 
+    def tickers_at(self) -> tuple[list[Row], int]:
+        """Return what `tickers` does, and when it was by Bybit's clock, in Unix milliseconds. Raises UpstreamError."""
+        body = self._get("tickers", {})
+        return _rows(body), body["time"]
+
     def tickers(self) -> list[Row]:
         """Return every spot pair's last 24 hours, in one call. Raises UpstreamError."""
-        return _rows(self._get("tickers", {}))
+        return self.tickers_at()[0]
 
     def instruments(self) -> list[Row]:
         """Return what every spot pair is made of, in one call: spot has no pages. Raises UpstreamError."""
@@ -177,12 +182,17 @@ def _rows(body: Row) -> list[Any]:
     return rows
 
 
+MS_DIGITS = 14
+"""Of a Unix time in milliseconds, for some thousand years to come."""
+
+
 def _is_candle(row: Any) -> bool:
     return (
         isinstance(row, list)
         and len(row) == 7
         and all(isinstance(text, str) for text in row)
         and row[0].isdecimal()
+        and len(row[0]) <= MS_DIGITS
         and all(POSITIVE.fullmatch(price) for price in row[1:5])
         and all(NOT_NEGATIVE.fullmatch(amount) for amount in row[5:])
     )

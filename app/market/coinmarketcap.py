@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from app.clock import Clock
+from app.clock import Clock, parse_utc
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market import http
 from app.market.coinmarketcap_rows import (
@@ -42,6 +42,9 @@ LISTINGS_PAGE = 5000
 MOST_MAP_PAGES = 20
 LONGEST_RETRY_AFTER = timedelta(seconds=3600)
 """The longest silence that a header can ask for."""
+
+DRIFT = timedelta(minutes=1)
+"""How far our clock may be from CoinMarketCap's to count as right."""
 
 BAD_ARGUMENT = 400
 MINUTE_LIMIT = 1008
@@ -84,6 +87,8 @@ class CoinMarketCap:
         self._meter = meter or Meter(SOURCE, clock)
         self._patience = patience
         self.has_key = bool(api_key)
+        self.clock_agrees = False
+        """Whether the last good reply was of our own time: only then can stored times be said to lie in the future."""
         self._base_url = base_url if api_key else f"{base_url}/public-api"
         self._session = requests.Session()
         self._session.headers["Accept"] = "application/json"
@@ -157,6 +162,8 @@ class CoinMarketCap:
             if not isinstance(reply.body, dict) or not isinstance(reply.body.get("data"), kind):
                 reason = f"HTTP {reply.status} without a {kind.__name__} of data {reply.excerpt!r}".rstrip(" '")
                 raise UpstreamError(SOURCE, reason)
+            told = parse_utc(reply.body["status"].get("timestamp"))
+            self.clock_agrees = told is not None and abs(told - self._clock.now()) <= DRIFT
             credit_count = reply.body["status"].get("credit_count")
             self._meter.spend(credit_count if is_id(credit_count) else 0)
             return reply.body

@@ -53,6 +53,11 @@ class Credits:
         if self._known.month_left is not None:
             self._meter.have_left(self._known.month_left)
 
+    @property
+    def month_left(self) -> int | None:
+        """The credits left as last read; None without a key, or where the plan doesn't say."""
+        return self._known.month_left if self._known else None
+
     def pace(self, *, calls: int, credits_each: int = 1, share: float = 1.0) -> Pace:
         """Return how far apart rounds of that many calls must be to make `share` of what is left last until the reset.
 
