@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
 from app.config import Settings
-from app.database import feeds, notifications
+from app.database import coverage, feeds, notifications
 from app.database.client import Document, ping
 from app.logs import without_addresses
 from app.market.bybit import SOURCE as BYBIT
@@ -18,6 +18,7 @@ from app.services import Beating, Running, Services
 
 POLLS_UNTIL_DEAD = 3
 POLLS_UNTIL_LATE = 3
+LATE_CANDLES_AFTER = timedelta(minutes=10)
 LONGEST_WITHOUT_PRICES_SECONDS = 3600.0
 """However slow a small plan makes polling: without a price for longer, prices are late."""
 LONGEST_JOB_SECONDS = 120.0
@@ -46,6 +47,13 @@ class Upstream(BaseModel):
     calls_today: int = Field(description="Since midnight UTC")
     credits_today: int = Field(description="Since midnight UTC, as its answers state them; Bybit costs none")
     credits_left: int | None = Field(description="Of a CoinMarketCap key this month, read every 15 minutes; else null")
+
+
+class CandleFeed(BaseModel):
+    """Bybit's candles: how many coins are followed by them, and how many of these are over ten minutes late."""
+
+    followed: int | None
+    late: int | None
 
 
 class MailQueue(BaseModel):
@@ -79,6 +87,7 @@ class Health(BaseModel):
     scheduler: Literal["ok", "down"]
     scheduler_heartbeat_age_seconds: float = Field(description="Since the scheduler thread last went round")
     prices: PriceFeed
+    candles: CandleFeed
     mail: MailQueue
     upstreams: dict[str, Upstream] = Field(description="`bybit` and `coinmarketcap`; empty while the database is down")
 
@@ -106,28 +115,29 @@ async def check_readiness(services: Services) -> Readiness:
 async def check_health(services: Services) -> Health:
     """Look at every part once. Raises nothing for a part that is down."""
     try:
-        prices, mail = await _prices(services), await _mail(services)
+        prices, candles, mail = await _prices(services), await _candles(services), await _mail(services)
         upstreams = {source: await _upstream(services, source) for source in (BYBIT, SOURCE)}
         database: Literal["ok", "down"] = "ok"
     except PyMongoError:
-        prices = _price_feed(services, {})
+        prices, candles = _price_feed(services, {}), CandleFeed(followed=None, late=None)
         mail = MailQueue(transport=_transport(services), queue_length=None, oldest_age_seconds=None, error=None)
         upstreams = {}
         database = "down"
     alive = _is_polling(services.settings, services.scheduler)
     return Health(
-        status=_overall(services, database == "ok" and alive, prices, mail),
+        status=_overall(services, database == "ok" and alive, prices, candles, mail),
         database=database,
         scheduler="ok" if alive else "down",
         scheduler_heartbeat_age_seconds=round(services.scheduler.heartbeat_age, 3),
         prices=prices,
+        candles=candles,
         mail=mail,
         upstreams=upstreams,
     )
 
 
 def _overall(
-    services: Services, serving: bool, prices: PriceFeed, mail: MailQueue
+    services: Services, serving: bool, prices: PriceFeed, candles: CandleFeed, mail: MailQueue
 ) -> Literal["ok", "degraded", "down"]:
     if not serving:
         return "down"
@@ -135,7 +145,9 @@ def _overall(
     slow_limit = max(limit, min(POLLS_UNTIL_LATE * prices.poll_seconds, LONGEST_WITHOUT_PRICES_SECONDS))
     old_price = prices.last_good_age_seconds is None or prices.last_good_age_seconds > slow_limit
     old_mail = mail.oldest_age_seconds is not None and mail.oldest_age_seconds > limit
-    return "degraded" if old_price or old_mail else "ok"
+    # One coin may be late for good, when its pair was delisted: that is no state of the service.
+    late_candles = 2 * (candles.late or 0) > (candles.followed or 0)
+    return "degraded" if old_price or late_candles or old_mail else "ok"
 
 
 def _is_polling(settings: Settings, scheduler: Beating) -> bool:
@@ -145,6 +157,13 @@ def _is_polling(settings: Settings, scheduler: Beating) -> bool:
 
 async def _prices(services: Services) -> PriceFeed:
     return _price_feed(services, await feeds.feed(services.database, source=SOURCE))
+
+
+async def _candles(services: Services) -> CandleFeed:
+    followed, late = await coverage.count_followed(
+        services.database, late_before=services.clock.now() - LATE_CANDLES_AFTER
+    )
+    return CandleFeed(followed=followed, late=late)
 
 
 def _price_feed(services: Services, known: Document) -> PriceFeed:

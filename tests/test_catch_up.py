@@ -11,7 +11,7 @@ from bson import ObjectId
 
 from app.alerting.candles_first import CandlesFirst
 from app.alerting.catch_up import CatchUp
-from app.database import alerts
+from app.database import alerts, firings
 from app.database.client import Document, SyncDB
 from app.errors import UpstreamError
 from app.market.bybit import Bybit
@@ -418,3 +418,69 @@ def test_a_week_over_many_coins_takes_fewer_calls_than_minutes_alone_would(
         clock.advance(6)
     assert {alert["_id"]: alert["triggered_at"] for alert in database.alerts.find()} == wanted
     assert len(exchange.requests) < 40 * 11 / 2
+
+
+class Ahead(ManualClock):
+    """The wall clock of a machine that is some seconds ahead of the exchange."""
+
+    def __init__(self, clock: ManualClock, seconds: float) -> None:
+        super().__init__()
+        self._clock, self._seconds = clock, seconds
+
+    def now(self) -> datetime:
+        return self._clock.now() + timedelta(seconds=self._seconds)
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+
+@pytest.mark.parametrize("seconds", [0, 30, 7_200])
+def test_a_clock_that_is_ahead_skips_no_part_of_a_minute(
+    exchange: Exchange, bybit: Bybit, clock: ManualClock, database: SyncDB, catch_up: CatchUp, arm: Any, seconds: int
+) -> None:
+    """Invariant 5: the day's range settles a minute only once the minute is over by Bybit's own clock."""
+    ours = Ahead(clock, seconds)
+    candles_first = CandlesFirst(database=database, clock=ours)
+    settings = make_settings()
+    with closing(
+        CatchUp(settings=settings, database=database, bybit=bybit, clock=ours, candles_first=candles_first)
+    ) as ahead:
+        alert = arm(104_000)
+        for second in range(600):
+            clock.advance(1)
+            if second == 300 + 57:
+                exchange.market.set_price(BTC, 105_000.0)
+            if second == 300 + 58:
+                exchange.market.set_price(BTC, PRICE)
+            ahead.run()
+    assert stored(database, alert)["triggered_price"] == 105_000.0
+    assert database.holes.count_documents({}) == 0
+
+
+def test_half_a_reply_is_no_hole(
+    catch_up: CatchUp, exchange: Exchange, clock: ManualClock, database: SyncDB, arm: Callable[..., ObjectId]
+) -> None:
+    """Invariant 5: answers without candles, to the question for hours and once to that for minutes, give none away."""
+    alert = arm(104_000)
+    path = [(PRICE, PRICE)] * 100 + [(PRICE, 105_000.0)] + [(PRICE, PRICE)] * 1_100
+    load_path(exchange, database, clock, path, [BTC])
+
+    def emptied(body: Any) -> Any:
+        body["result"]["list"] = []
+        return body
+
+    exchange.faults.add("/kline", Fault.changed(emptied), times=2)
+    assert catch_up.run() == 1
+    assert stored(database, alert)["triggered_price"] == 105_000.0
+    assert database.holes.count_documents({}) == 0
+
+
+def test_alerts_that_were_set_later_make_no_hole_dearer(database: SyncDB, clock: ManualClock, arm: Any) -> None:
+    """Only those set within the candles at hand forbid to leave out what sets no record."""
+    arm(104_000)
+    start, later = clock.now(), clock.now() + timedelta(hours=1)
+    between = {"after": start, "until": start + timedelta(minutes=30)}
+    clock.advance(3600)
+    arm(105_000)
+    assert not firings.is_any_created(database, coin_id=BTC, **between)
+    assert firings.is_any_created(database, coin_id=BTC, after=start, until=later)

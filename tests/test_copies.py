@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from datetime import timedelta
 
 import pytest
+from bson import ObjectId
 
 from app.config import Settings
+from app.database import alerts, coins, leases
 from app.database.client import SyncDB
 from app.market.coinmarketcap import CoinMarketCap
+from app.observations import Observation
 from app.ticker import Ticker
 from sandbox.exchange import Exchange
 from sandbox.mailbox import Mailbox
@@ -74,3 +78,43 @@ def test_two_copies_send_one_mail_each_alert(
         wait_until(lambda: {alert["notification"]["state"] for alert in elsewhere.alerts()} == {"sent"})
     assert len(mailbox.mails) == 40
     assert len({mail.message["Message-ID"] for mail in mailbox.mails}) == 40
+
+
+def test_a_price_that_a_dying_copy_stored_is_still_evaluated(
+    ticker_at: Callable[[Exchange], Ticker], database: SyncDB, clock: ManualClock
+) -> None:
+    """Killed between storing a price and firing on it: whoever polls next does it, though the price is another now."""
+    with Exchange(now=clock.now) as exchange:
+        dying = ticker_at(exchange)
+        dying.poll()
+        alert = alerts.new_alert(
+            user_id=ObjectId(), email="a@example.com", coin={"_id": 1, "symbol": "BTC"}, target=150_000.0,
+            direction="above", touch=False, current_price=100_000.0, now=clock.now(),
+        )  # fmt: skip
+        database.alerts.insert_one(alert)
+        clock.advance(POLL_SECONDS)
+        seen = Observation.of_instant(coin_id=1, at=clock.now(), price=160_000.0, source="coinmarketcap")
+        coins.store_prices(database, [seen], now=clock.now())
+        clock.advance(4 * POLL_SECONDS)
+        assert ticker_at(exchange).poll() == 1
+    fired = database.alerts.find_one({"_id": alert["_id"]})
+    assert fired is not None
+    assert (fired["triggered_price"], fired["triggered_at"]) == (160_000.0, seen.start)
+
+
+def test_a_lease_from_a_clock_that_was_ahead_holds_nobody_up(database: SyncDB, clock: ManualClock) -> None:
+    length = timedelta(minutes=1)
+    ahead, here = ObjectId(), ObjectId()
+    assert leases.hold(database, "a duty", holder=ahead, now=clock.now() + timedelta(minutes=90), length=length)
+    assert leases.hold(database, "a duty", holder=here, now=clock.now(), length=length)
+    assert not leases.hold(database, "a duty", holder=ahead, now=clock.now(), length=length)
+
+
+def test_an_older_price_never_replaces_a_newer_one(database: SyncDB, clock: ManualClock) -> None:
+    """A copy that kept prices through an outage stores them after another has seen newer ones."""
+    older = Observation.of_instant(coin_id=1, at=clock.now(), price=1.0, source="coinmarketcap")
+    clock.advance(60)
+    newer = Observation.of_instant(coin_id=1, at=clock.now(), price=2.0, source="coinmarketcap")
+    for seen in (newer, older):
+        coins.store_prices(database, [seen], now=clock.now())
+    assert coins.prices_seen(database, [1])[1].price == 2.0

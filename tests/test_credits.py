@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.alerting.poll_holes import longest_gap
 from app.database.client import SyncDB
 from app.market.coinmarketcap import CoinMarketCap
 from app.market.coinmarketcap_rows import read_key_info
@@ -89,6 +90,26 @@ def test_a_plan_that_is_renewed_early_is_noticed_within_a_quarter_of_an_hour(
     exchange.plan.used_this_month = 0
     poll_for(ticker, clock, 900)
     assert len(exchange.asked(QUOTES)) > 1
+
+
+def test_a_month_that_is_over_for_the_key_ends_early_when_credits_are_bought(
+    ticker: Ticker, exchange: Exchange, clock: ManualClock
+) -> None:
+    """Error 1010 silences polls until the reset, or until key info shows more credits than when it came."""
+    exchange.plan.charge(0, clock.now())
+    exchange.plan.used_this_month = 9_000
+    exchange.faults.add(QUOTES, Fault.cmc(1010), times=1)
+    poll_for(ticker, clock, 48 * HOUR)
+    assert len(exchange.asked(QUOTES)) == 1
+    exchange.plan.monthly_credits = 50_000
+    poll_for(ticker, clock, 900)
+    assert len(exchange.asked(QUOTES)) > 1
+
+
+def test_no_pace_hides_for_hours_that_there_are_no_prices() -> None:
+    assert longest_gap(20.0) == timedelta(minutes=1)
+    assert longest_gap(260.0) == timedelta(minutes=13)
+    assert longest_gap(2_556_000.0) == timedelta(hours=1)
 
 
 def test_a_plan_that_carries_it_changes_nothing(ticker: Ticker, exchange: Exchange, clock: ManualClock) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.main import create_app
 from app.metrics import Metrics
 from sandbox.exchange import Exchange
 from sandbox.mailbox import Mailbox
+from tests.conftest import Quiet
 from tests.support import Caller, make_settings, serving, wait_until
 
 PROBE_SECONDS = 5.0
@@ -100,3 +102,26 @@ def test_a_thread_that_died_or_hangs_is_named(scheduler: StandIn, sender: StandI
     told = check_liveness(make_settings(), scheduler, [scheduler, sender])
     assert {name for name, how in told.threads.items() if how == "down"} == wrong
     assert told.status == ("down" if wrong else "ok")
+
+
+def test_health_is_degraded_without_prices_for_an_hour_or_with_late_candles(quiet: Quiet) -> None:
+    """However slow a small plan makes polling, and though Bybit is not what requests need."""
+    now = datetime.now(UTC)
+
+    def status(age: timedelta, candle_ages: list[timedelta]) -> str:
+        feed = {"last_good_at": now - age, "poll_seconds": 2_556_000.0}
+        quiet.database.feeds.update_one({"_id": "coinmarketcap"}, {"$set": feed}, upsert=True)
+        quiet.database.watermarks.delete_many({})
+        marks = [{"_id": coin, "pair": "XUSDT", "watermark": now - late} for coin, late in enumerate(candle_ages)]
+        if marks:
+            quiet.database.watermarks.insert_many(marks)
+        health = requests.get(f"{quiet.url}/health", timeout=30).json()
+        assert health["candles"]["followed"] == len(candle_ages)
+        told: str = health["status"]
+        return told
+
+    fresh, late = timedelta(minutes=1), timedelta(minutes=11)
+    assert status(fresh, []) == "ok"
+    assert status(timedelta(minutes=50), [fresh, late]) == "ok"
+    assert status(timedelta(minutes=70), [fresh]) == "degraded"
+    assert status(fresh, [late, late, fresh]) == "degraded"

@@ -266,3 +266,22 @@ def test_a_price_frozen_by_a_clock_that_was_set_back_moves_again(
     coin = database.coins.find_one({"_id": 1})
     assert coin is not None
     assert (coin["price"], coin["price_seen_at"]) == (123_456.0, clock.now())
+
+
+def test_a_clock_that_is_behind_mends_nothing(exchange: Exchange, database: SyncDB, clock: ManualClock) -> None:
+    """Invariant 4: to it everything seems to lie in the future; CoinMarketCap's time says who is wrong."""
+    exchange.market.now = lambda: clock.now() + timedelta(minutes=50)
+    with closing(CoinMarketCap(base_url=exchange.url, api_key="", clock=clock)) as client:
+        ticker = make_ticker(make_settings(), database, client, clock)
+        created = clock.now() + timedelta(minutes=40)
+        database.alerts.insert_one({"_id": 1, "status": "created", "coin_id": 1, "created_at": created})
+        ticker.mend_times()
+        for _ in range(3):
+            ticker.poll()
+            clock.advance(1)
+        assert database.alerts.distinct("created_at") == [created]
+        clock.step(50 * 60)
+        exchange.market.now = clock.now
+        ticker.poll()
+        ticker.poll()
+    assert database.alerts.distinct("created_at") == [created]

@@ -55,6 +55,13 @@ def behind(database: SyncDB, *, before: datetime) -> set[int]:
     return {known["_id"] for known in database.watermarks.find(late, {"_id": 1})}
 
 
+async def count_followed(database: AsyncDB, *, late_before: datetime) -> tuple[int, int]:
+    """Return how many coins are followed by candles, and of how many the watermark lies before that moment."""
+    followed = {"pair": {"$exists": True}}
+    late = {"watermark": {"$lt": late_before}, **followed}
+    return await database.watermarks.count_documents(followed), await database.watermarks.count_documents(late)
+
+
 def forget_all_but(database: SyncDB, coin_ids: Collection[int]) -> None:
     """Put coins that nobody watches any more away: should they be watched again, that is a new beginning."""
     for known in database.watermarks.find({"_id": {"$nin": list(coin_ids)}}):
