@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 240.0
 
 
 class Burst:
-    """Alerts on both sides of the price; some three in eight are in reach of `HIGH`."""
+    """Alerts on both sides of the price; a quarter are in reach of `HIGH`."""
 
     def __init__(self, exchange: Exchange, mailbox: Mailbox, database: SyncDB, count: int, dice: random.Random) -> None:
         self._exchange = exchange

@@ -36,7 +36,7 @@ def test_killed_at_random_instants_nothing_is_lost_and_little_repeated(
 ) -> None:
     """Invariants 1 to 3, with SIGKILL, a mail server that hangs up after DATA, and an exchange that goes away."""
     kills, hang_ups = chaos.size(4, 50), chaos.size(3, 20)
-    burst = burst_of(chaos.size(1_500, 27_000))
+    burst = burst_of(chaos.size(1_500, 40_000))
     burst.begin()
     mailbox.hang_up_after_data(times=hang_ups, keep=True)
     for _ in range(kills):
