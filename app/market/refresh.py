@@ -1,6 +1,7 @@
 """One refresh of the snapshot: what is asked of both upstreams, and what is kept when one of them fails."""
 
 import logging
+import math
 from datetime import timedelta
 
 from app.clock import Clock
@@ -36,13 +37,15 @@ class Refresher:
         self._credits = credits_of_key
         self._clock = clock
         self._caps_not_before = clock.monotonic()
+        self._caps_asked_at = -math.inf
         self._caps_pause = FIRST_PAUSE_SECONDS
         self._pages = PagePlan(clock)
 
     @property
     def caps_wait_seconds(self) -> float:
         """How long CoinMarketCap is left alone: after it failed, or because the key's credits must last."""
-        return self._caps_not_before - self._clock.monotonic()
+        pace = self._credits.pace(calls=self._pages.usual, credits_each=CREDITS_PER_PAGE, share=CREDIT_SHARE)
+        return max(self._caps_not_before, self._caps_asked_at + pace.seconds) - self._clock.monotonic()
 
     def refresh(self, last: Snapshot | None) -> Snapshot:
         """Return a new snapshot. CoinMarketCap failing, it keeps the coins of the last one; Bybit failing, it raises.
@@ -64,6 +67,7 @@ class Refresher:
         self, figures: dict[str, Figures], bases: dict[str, str], last: Snapshot | None
     ) -> dict[str, Figures] | None:
         """CoinMarketCap's figures of the pairs, or None if it gives none now."""
+        self._credits.look(self._coinmarketcap)
         if self.caps_wait_seconds > 0:
             return None
         try:
@@ -80,14 +84,8 @@ class Refresher:
             )
             return None
         self._caps_pause = FIRST_PAUSE_SECONDS
-        self._make_credits_last()
+        self._caps_asked_at = self._clock.monotonic()
         return coins
-
-    def _make_credits_last(self) -> None:
-        """Where the key's plan is small, caps are renewed less often than Bybit's figures."""
-        self._credits.look(self._coinmarketcap)
-        pace = self._credits.pace(calls=self._pages.usual, credits_each=CREDITS_PER_PAGE, share=CREDIT_SHARE)
-        self._caps_not_before = self._clock.monotonic() + pace.seconds
 
     def _match(self, figures: dict[str, Figures], bases: dict[str, str]) -> dict[str, Figures]:
         tickers = {base.upper() for base in bases.values()}

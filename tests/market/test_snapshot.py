@@ -297,5 +297,10 @@ def test_snapshots_leave_half_of_a_small_plan_to_the_alerts(
         assert len(exchange.asked(LISTINGS_PATH)) == 1
         assert caller.snapshot()["BTCUSDT"]["currentPrice"] == "90009"
         clock.advance(3 * 3600)
-        caller.until_refreshed(etag)
+        etag = caller.until_refreshed(etag).headers["ETag"]
         assert len(exchange.asked(LISTINGS_PATH)) == 2
+        exchange.plan.monthly_credits = 10_000_000
+        exchange.market.set_price(1, 91_000.0)
+        clock.advance(900)
+        caller.until_refreshed(etag)
+        assert len(exchange.asked(LISTINGS_PATH)) == 3
