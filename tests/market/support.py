@@ -29,7 +29,7 @@ SNAPSHOT = "/api/market/aggregated_data"
 CANDLES = "/api/market/klines"
 BYBIT_PATHS = ("/v5/market/instruments-info", "/v5/market/tickers")
 LISTINGS_PATH = "/v3/cryptocurrency/listings/latest"
-IMPATIENT = http.Patience(connect=1.0, read=0.2, total=0.5)
+IMPATIENT = http.Patience(connect=5.0, read=1.0, total=2.0)
 """For tests of upstreams that hang."""
 
 
