@@ -76,7 +76,7 @@ def poll(database: SyncDB) -> int:
     """What `Ticker` does with the quotes of one poll."""
     now = datetime.now(UTC)
     observations = observe(now)
-    coins.store_prices(database, observations)
+    coins.store_prices(database, observations, now=now)
     return firing.evaluate(database, observations, now=now)
 
 
