@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from typing import TypedDict
 
 from fastapi import FastAPI
@@ -20,7 +21,9 @@ from app.config import FALLBACK_MAIL_FROM, Settings, load_settings
 from app.database import client, coins, migrations
 from app.exposition import sharing_figures
 from app.job_scheduler import CandleThread, SchedulerThread, Senders, SenderThread
-from app.market.market_data import make_meters, open_market
+from app.market.bybit import Bybit
+from app.market.coinmarketcap import CoinMarketCap
+from app.market.market_data import Meters, make_meters, open_market
 from app.metrics import Metrics
 from app.routers import alerts, market, service, users
 from app.routers.body_limit import BodyLimit
@@ -76,69 +79,56 @@ def install_middleware(app: FastAPI, metrics: Metrics) -> None:
     app.add_middleware(MarketFastPath, metrics=metrics, ids=ids)
 
 
+@dataclass(frozen=True)
+class _Background:
+    """What all background threads are made of."""
+
+    settings: Settings
+    clock: Clock
+    metrics: Metrics
+    database: client.SyncDB
+    candles_first: CandlesFirst
+
+
 @asynccontextmanager
 async def _running(settings: Settings, clock: Clock, metrics: Metrics) -> AsyncIterator[Services]:
     """Open the connections, start the threads; undo both in reverse."""
     if settings.smtp_host and settings.mail_from == FALLBACK_MAIL_FROM:
         logger.warning("MAIL_FROM is not set: mails come from %s, which most mail servers refuse", FALLBACK_MAIL_FROM)
-    async_client = client.connect_async(settings.mongo_url)
-    sync_client = client.connect(settings.mongo_url)
-    meters = make_meters(clock, metrics)
-    coinmarketcap = connect_coinmarketcap(settings, clock, meters.coinmarketcap)
-    passwords = PasswordHasher(settings.bcrypt_rounds)
-    sync_database = sync_client[settings.mongo_db]
-    await asyncio.to_thread(_prepare, sync_database, clock)
-    senders = _make_senders(settings, clock, sync_database, metrics)
-    candles_first = CandlesFirst(database=sync_database, clock=clock)
-    ticker = Ticker(
-        settings=settings,
-        database=sync_database,
-        client=coinmarketcap,
-        credits_of_key=meters.credits,
-        clock=clock,
-        candles_first=candles_first,
-        metrics=metrics,
-    )
-    scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=senders.wake)
-    senders.start()
-    scheduler.start()
-    try:
-        await asyncio.to_thread(scheduler.first_run_done.wait, FIRST_PRICES_SECONDS)
-        database = async_client[settings.mongo_db]
-        async with (
-            open_market(settings, clock=clock, database=database, meters=meters) as market_data,
-            _following_candles(
-                CatchUp(
-                    settings=settings,
-                    database=sync_database,
-                    bybit=market_data.bybit,
-                    clock=clock,
-                    candles_first=candles_first,
-                    metrics=metrics,
-                ),
-                senders.wake,
-            ) as candles,
-        ):
-            with sharing_figures(metrics, database=sync_database, clock=clock, scheduler=scheduler):
-                yield Services(
-                    settings=settings,
-                    clock=clock,
-                    database=database,
-                    passwords=passwords,
-                    scheduler=scheduler,
-                    threads=(scheduler, *senders.threads, candles),
-                    market=market_data,
-                    creator=AlertCreator(database=database, settings=settings, clock=clock),
-                )
-    finally:
-        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(senders.stop))
-        passwords.close()
-        coinmarketcap.close()
-        sync_client.close()
-        await async_client.close()
+    async with AsyncExitStack() as stack:
+        async_client = await stack.enter_async_context(client.connect_async(settings.mongo_url))
+        sync_client = stack.enter_context(client.connect(settings.mongo_url))
+        meters = make_meters(clock, metrics)
+        coinmarketcap = stack.enter_context(closing(connect_coinmarketcap(settings, clock, meters.coinmarketcap)))
+        passwords = stack.enter_context(closing(PasswordHasher(settings.bcrypt_rounds)))
+        database, sync_database = async_client[settings.mongo_db], sync_client[settings.mongo_db]
+        await asyncio.to_thread(_prepare, sync_database, clock)
+        candles_first = CandlesFirst(database=sync_database, clock=clock)
+        background = _Background(settings, clock, metrics, sync_database, candles_first)
+        senders = _make_senders(background)
+        ticker = _make_ticker(background, coinmarketcap, meters)
+        scheduler = SchedulerThread(ticker=ticker, poll_seconds=settings.poll_seconds, on_fired=senders.wake)
+        await stack.enter_async_context(_polling_and_sending(scheduler, senders))
+        market_data = await stack.enter_async_context(
+            open_market(settings, clock=clock, database=database, meters=meters)
+        )
+        catch_up = _make_catch_up(background, market_data.bybit)
+        candles = await stack.enter_async_context(_following_candles(catch_up, senders.wake))
+        stack.enter_context(sharing_figures(metrics, database=sync_database, clock=clock, scheduler=scheduler))
+        yield Services(
+            settings=settings,
+            clock=clock,
+            database=database,
+            passwords=passwords,
+            scheduler=scheduler,
+            threads=(scheduler, *senders.threads, candles),
+            market=market_data,
+            creator=AlertCreator(database=database, settings=settings, clock=clock),
+        )
 
 
-def _make_senders(settings: Settings, clock: Clock, database: client.SyncDB, metrics: Metrics) -> Senders:
+def _make_senders(background: _Background) -> Senders:
+    settings, database, clock = background.settings, background.database, background.clock
     outbox = Outbox(database=database, clock=clock)
     threads = []
     for number in range(1, settings.smtp_connections + 1):
@@ -149,10 +139,44 @@ def _make_senders(settings: Settings, clock: Clock, database: client.SyncDB, met
             mailer=mailer,
             mail_from=settings.mail_from,
             clock=clock,
-            metrics=metrics,
+            metrics=background.metrics,
         )
         threads.append(SenderThread(delivery=delivery, mailer=mailer, number=number))
     return Senders(outbox=outbox, threads=threads)
+
+
+def _make_ticker(background: _Background, coinmarketcap: CoinMarketCap, meters: Meters) -> Ticker:
+    return Ticker(
+        settings=background.settings,
+        database=background.database,
+        client=coinmarketcap,
+        credits_of_key=meters.credits,
+        clock=background.clock,
+        candles_first=background.candles_first,
+        metrics=background.metrics,
+    )
+
+
+def _make_catch_up(background: _Background, bybit: Bybit) -> CatchUp:
+    return CatchUp(
+        settings=background.settings,
+        database=background.database,
+        bybit=bybit,
+        clock=background.clock,
+        candles_first=background.candles_first,
+        metrics=background.metrics,
+    )
+
+
+@asynccontextmanager
+async def _polling_and_sending(scheduler: SchedulerThread, senders: Senders) -> AsyncIterator[None]:
+    senders.start()
+    scheduler.start()
+    try:
+        await asyncio.to_thread(scheduler.first_run_done.wait, FIRST_PRICES_SECONDS)
+        yield
+    finally:
+        await asyncio.gather(asyncio.to_thread(scheduler.stop), asyncio.to_thread(senders.stop))
 
 
 @asynccontextmanager

@@ -67,10 +67,15 @@ class Bookkeeping:
             note(self._metrics, scope["method"], route_template(scope), status, perf_counter() - started)
 
 
+def is_logged() -> bool:
+    """Whether there is an access log."""
+    return access.isEnabledFor(logging.INFO)
+
+
 def note(metrics: Metrics, method: str, route: str, status: int, seconds: float) -> None:
     """Count and time a request that has been answered, and log it if ACCESS_LOG asks for that."""
     metrics.requests.note(method, route, status, seconds)
-    if access.isEnabledFor(logging.INFO):
+    if is_logged():
         access.info("%s %s: %d in %.1f ms", method, route, status, seconds * 1000)
 
 

@@ -12,7 +12,7 @@ from app.auth.api_key import key_holds
 from app.logs import request_id
 from app.market.wire import answer
 from app.metrics import Metrics
-from app.routers.bookkeeping import HEADER, RequestIds, note
+from app.routers.bookkeeping import HEADER, RequestIds, is_logged, note
 from app.services import Services
 
 PATH = "/api/market/aggregated_data"
@@ -45,8 +45,6 @@ class MarketFastPath:
         if snapshot is None:
             await self._app(scope, receive, send)
             return
-        identifier = self._ids.of(headers.get(HEADER))
-        request_id.set(identifier.decode())
         reply = answer(
             snapshot,
             age=snapshots.age(snapshot),
@@ -54,7 +52,12 @@ class MarketFastPath:
             accept_encoding=headers.get(b"accept-encoding", b""),
             if_none_match=headers.get(b"if-none-match", b""),
         )
-        described = [*reply.headers, (HEADER, identifier)]
+        described = reply.headers
+        # An id costs a tenth of such an answer: only for those who will look for it, the caller or the access log.
+        if HEADER in headers or is_logged():
+            identifier = self._ids.of(headers.get(HEADER))
+            request_id.set(identifier.decode())
+            described = [*described, (HEADER, identifier)]
         await send({"type": "http.response.start", "status": reply.status, "headers": described})
         await send({"type": "http.response.body", "body": reply.body})
         note(self._metrics, "GET", PATH, reply.status, perf_counter() - started)
