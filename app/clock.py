@@ -3,6 +3,8 @@
 import time
 from datetime import UTC, datetime, timedelta
 
+DRIFT = timedelta(minutes=1)
+"""How far apart two clocks may be that both count as right: those of two copies, or ours and CoinMarketCap's."""
 MILLISECOND = timedelta(milliseconds=1)
 
 

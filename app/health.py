@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from pymongo.errors import PyMongoError
 
+from app.alerting.poll_holes import longest_gap
 from app.config import Settings
 from app.database import coverage, feeds, notifications
 from app.database.client import Document, ping
@@ -17,10 +18,7 @@ from app.market.coinmarketcap import SOURCE
 from app.services import Beating, Running, Services
 
 POLLS_UNTIL_DEAD = 3
-POLLS_UNTIL_LATE = 3
 LATE_CANDLES_AFTER = timedelta(minutes=10)
-LONGEST_WITHOUT_PRICES_SECONDS = 3600.0
-"""However slow a small plan makes polling: without a price for longer, prices are late."""
 LONGEST_JOB_SECONDS = 120.0
 """A job may take this long (MongoDB away, CoinMarketCap hanging) before its thread counts as dead."""
 READY_SECONDS = 2.0
@@ -142,7 +140,7 @@ def _overall(
     if not serving:
         return "down"
     limit = services.settings.stale_after_seconds
-    slow_limit = max(limit, min(POLLS_UNTIL_LATE * prices.poll_seconds, LONGEST_WITHOUT_PRICES_SECONDS))
+    slow_limit = max(limit, longest_gap(prices.poll_seconds).total_seconds())
     old_price = prices.last_good_age_seconds is None or prices.last_good_age_seconds > slow_limit
     old_mail = mail.oldest_age_seconds is not None and mail.oldest_age_seconds > limit
     # One coin may be late for good, when its pair was delisted: that is no state of the service.

@@ -5,10 +5,9 @@ Left alone, an alert "created" tomorrow fires on nothing until then, a mail wait
 
 from datetime import datetime, timedelta
 
+from app.clock import DRIFT
 from app.database.client import IN_OUTBOX, LIVE, SyncDB
 
-DRIFT = timedelta(minutes=1)
-"""Less than this is the difference between two copies' clocks, and harmless."""
 LONGEST_WAIT = timedelta(hours=2)
 """No mail and no lease is ever put off for longer."""
 

@@ -6,16 +6,15 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import pymongo
 from pymongo import ASCENDING, DESCENDING, UpdateOne
 
+from app.clock import DRIFT
 from app.database.client import BULK_TIMEOUT_SECONDS, AsyncDB, Document, SyncDB
 from app.observations import Observation
 
-DRIFT = timedelta(minutes=1)
-"""How far ahead another copy's clock may be."""
 UNRANKED = 2**31 - 1
 """Stands for "no rank", so that such coins sort behind all others."""
 

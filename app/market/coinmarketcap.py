@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from app.clock import Clock, parse_utc
+from app.clock import DRIFT, Clock, parse_utc
 from app.errors import UpstreamError, UpstreamThrottledError
 from app.market import http
 from app.market.coinmarketcap_rows import (
@@ -42,9 +42,6 @@ LISTINGS_PAGE = 5000
 MOST_MAP_PAGES = 20
 LONGEST_RETRY_AFTER = timedelta(seconds=3600)
 """The longest silence that a header can ask for."""
-
-DRIFT = timedelta(minutes=1)
-"""How far our clock may be from CoinMarketCap's to count as right."""
 
 BAD_ARGUMENT = 400
 MINUTE_LIMIT = 1008
